@@ -6,14 +6,14 @@
 __all__ = ['numerical_grad', 'autograd_grad', 'add_grad', 'clear_grads', 'upstream_grad', 'default_rtol', 'check_grad',
            'test_near_zero', 'compare_times', 'peak_memory']
 
-# %% ../nbs/01_checks.ipynb #2ee2b40c
+# %% ../nbs/01_checks.ipynb #1b0a7903
 import statistics, weakref
+from timeit import timeit
 
 import torch
 from fastcore.test import test_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.benchmark import Timer
 
 # %% ../nbs/01_checks.ipynb #ef20669c
 def numerical_grad(
@@ -60,17 +60,18 @@ def clear_grads(
     "Forget the gradients kept in `.g`, as is due before every backward pass and before every check."
     for t in tensors: t.g = None
 
-# %% ../nbs/01_checks.ipynb #96671229
+# %% ../nbs/01_checks.ipynb #358a0a4f
 def upstream_grad(
     name: str, # What to call the step in a message
     out: torch.Tensor, # What came out of the step, with its gradient in `out.g`
     shape: tuple, # The shape that `out` and `out.g` must have
 ) -> torch.Tensor: # `out.g`
-    "The gradient that has arrived at `out`. Raises RuntimeError if there is none, ValueError if the shapes do not fit."
+    "The gradient that has arrived at `out`. Raises RuntimeError if there is none, ValueError or TypeError if shapes or dtypes do not fit."
     g = getattr(out, 'g', None)
     if g is None: raise RuntimeError(f'{name}: no gradient has arrived at out {tuple(out.shape)}: run the backward of what uses it first')
     if out.shape != shape or g.shape != shape:
         raise ValueError(f'{name}: out {tuple(out.shape)} with out.g {tuple(g.shape)}, expected {tuple(shape)} for both')
+    if g.dtype != out.dtype: raise TypeError(f'{name}: out.g is {g.dtype} and out {out.dtype}: out.g.to(out.dtype) converts it')
     return g
 
 # %% ../nbs/01_checks.ipynb #a0ea5cd0
@@ -129,19 +130,18 @@ def test_near_zero(
     worst = a.abs().max().item()
     if not worst <= tol: raise AssertionError(f'not near zero: largest absolute value {worst:.3g}, allowed {tol:.3g}')
 
-# %% ../nbs/01_checks.ipynb #50a2de12
+# %% ../nbs/01_checks.ipynb #a384b955
 def compare_times(
     fns: dict, # Name -> function without arguments
     rounds: int=7, # How often each is timed
     warmup: bool=True, # Call each once before the clock starts? Not needed if they have run already
 ) -> dict: # Name -> median seconds of one call
     "Median time of each function, the functions taking turns so that a busy moment of the machine hits all of them."
-    timers = {k: Timer('f()', globals={'f': f}, num_threads=torch.get_num_threads()) for k,f in fns.items()}
+    times = {k: [] for k in fns}
     if warmup:
         for f in fns.values(): f()
-    times = {k: [] for k in fns}
     for _ in range(rounds):
-        for k,t in timers.items(): times[k].append(t.timeit(1).median)
+        for k,f in fns.items(): times[k].append(timeit(f, number=1))
     return {k: statistics.median(v) for k,v in times.items()}
 
 # %% ../nbs/01_checks.ipynb #89b034c2

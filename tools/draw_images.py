@@ -29,6 +29,8 @@ PATH = [
     '06 modules',
     '07 autograd',
     '08 closures',
+    '09 training',
+    '10 library',
 ]
 GUARD = '01 checks'
 
