@@ -1,0 +1,66 @@
+# What a reader or a developer types. Each target sets up what it needs: .venv with the tested set of constraints.txt.
+PYTHON ?= python3
+NB ?=
+JOBS ?= 2
+BIN := .venv/bin
+READY := .venv/.ready
+MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
+
+.DEFAULT_GOAL := help
+.PHONY: help run lab test wheel accuracy readme export notebooks images clean distclean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
+
+# An interrupted set-up leaves no stamp and is made again. Python older than settings.ini asks for would fail much later and say less.
+$(READY): settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(map(int, "$(MIN_PYTHON)".split("."))))' || \
+	  { echo "make: '$(PYTHON)' is no Python $(MIN_PYTHON) or newer; name one, as in: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo 'Setting up .venv: a minute or so, and the download of PyTorch where pip has none in its cache.'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+run: $(READY)  ## execute all notebooks into _run/ (or some: make run NB=05_backward)
+	@$(BIN)/python tools/run_notebooks.py $(NB)
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/nbs $(LAB_ARGS)
+
+# Tests never use the net. One thread for each of the JOBS processes: more would only take turns on the same cores.
+test: export FB_PASS_OFFLINE := 1
+test: export OMP_NUM_THREADS := 1
+test: $(READY)  ## notebooks and package in step, then the notebooks' checks, then the tests
+	@echo '--- 1 of 3: are notebooks, package and README in step?'
+	$(BIN)/pytest -q tests/test_project.py
+	@echo '--- 2 of 3: the checks in the notebooks'
+	$(BIN)/nbdev_test --n_workers $(JOBS) --do_print --timing </dev/null
+	@echo '--- 3 of 3: what is no business of a notebook'
+	$(BIN)/pytest -n $(JOBS) --ignore tests/test_project.py
+
+wheel: $(READY)  ## build the wheel and try it in an empty environment without network
+	$(BIN)/pytest -s -m wheel tests/test_wheel.py
+
+accuracy: $(READY)  ## train over five seeds, by hand and by torch, into results/ (all of MNIST; a while)
+	$(BIN)/python tools/accuracy.py
+
+readme: $(READY)  ## make README.md from nbs/index.ipynb
+	$(BIN)/python tools/make_readme.py
+
+export: $(READY)  ## write the package from the notebooks
+	$(BIN)/nbdev_export
+
+# As they are committed: on all of MNIST, each from top to bottom in a fresh kernel.
+notebooks: export  ## execute the notebooks in place, as they are committed (or some: make notebooks NB=05_backward)
+	@$(BIN)/python tools/run_notebooks.py $(NB) --out nbs
+
+images: $(READY)  ## draw the pictures in images/
+	$(BIN)/python tools/draw_images.py
+
+clean:  ## remove what the commands wrote, except .venv
+	rm -rf _run _proc _docs build dist *.egg-info .pytest_cache .hypothesis
+	find fb_pass tools tests nbs -name __pycache__ -prune -exec rm -rf {} +
+	find nbs -name .ipynb_checkpoints -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv too
+	rm -rf .venv
