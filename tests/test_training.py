@@ -1,0 +1,488 @@
+"Training and saving: properties, parity with torch, bad input, repeatability, and files that do not fit."
+import importlib.util, json, math, os, subprocess, sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch, torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+matplotlib.use('Agg')
+from fb_pass.checks import add_grad, autograd_grad, check_grad
+from fb_pass.datasets import get_data
+from fb_pass.library import from_torch, load_weights, named_weights, save_weights, to_torch
+from fb_pass.modules import Lin, Model, Module, Mse, Relu
+from fb_pass.training import (AdamW, CrossEntropy, SGD, Optimizer, accuracy, cross_entropy, cross_entropy_grad, dataloader, evaluate, fit,
+                              layer_stats, log_softmax, logsumexp, mlp, one_cycle, plot_wrong, softmax, train_step)
+
+f64 = torch.float64
+some = settings(max_examples=40, deadline=None)
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "The operations here are tiny; the seed is that of the test."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1); torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+def seeded(seed): return torch.Generator().manual_seed(seed)
+
+@st.composite
+def scores(draw):
+    "Logits (n, c) in float64 of any size, and labels."
+    n, c, size, seed = draw(st.integers(1, 6)), draw(st.integers(1, 7)), draw(st.sampled_from([1e-3, 1., 30., 1e4])), draw(st.integers(0, 10**6))
+    g = seeded(seed)
+    return size*torch.randn(n, c, generator=g, dtype=f64), torch.randint(c, (n,), generator=g)
+
+# The loss
+
+@given(scores())
+@some
+def test_loss_and_gradient_are_those_of_torch(case):
+    o, t = case
+    for ours, theirs in ((logsumexp(o), o.logsumexp(-1)), (log_softmax(o), o.log_softmax(-1)), (softmax(o), o.softmax(-1)), (cross_entropy(o, t), F.cross_entropy(o, t))):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    cross_entropy_grad(o, t)
+    torch.testing.assert_close(o.g, autograd_grad(lambda o: F.cross_entropy(o, t), o), rtol=1e-12, atol=1e-14)
+
+@given(scores(), st.floats(-1e3, 1e3))
+@some
+def test_only_differences_of_scores_count(case, k):
+    o, t = case
+    torch.testing.assert_close(softmax(o + k), softmax(o), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(softmax(o).sum(-1), torch.ones(len(o), dtype=f64))
+    cross_entropy_grad(o, t)
+    assert o.g.sum(1).abs().max() < 1e-14
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_large_scores_stay_finite(dtype):
+    o, t = torch.tensor([[1e4, -1e4, 0.], [-1e4, 1e4, 1e4], [-1e4, -1e4, -1e4]], dtype=dtype), torch.tensor([0, 0, 2])
+    cross_entropy_grad(o, t)
+    for out in (logsumexp(o), log_softmax(o), softmax(o), cross_entropy(o, t), o.g): assert out.isfinite().all() and out.dtype == dtype
+    torch.testing.assert_close(cross_entropy(o, t), F.cross_entropy(o, t))
+
+def test_logarithms_are_accurate_far_from_zero():
+    for k in (0., 1e4, -1e4, 1e6): torch.testing.assert_close(log_softmax(torch.full((1, 2), k)), torch.full((1, 2), -math.log(2)), rtol=1e-6, atol=0)
+
+def test_scores_of_any_shape():
+    x = torch.randn(2, 3, 4, 5)
+    for ours, theirs in ((logsumexp, torch.logsumexp), (log_softmax, torch.log_softmax), (softmax, torch.softmax)): torch.testing.assert_close(ours(x), theirs(x, -1))
+
+def test_infinite_scores():
+    x = torch.tensor([[0., -math.inf], [-math.inf, -math.inf], [math.inf, 0.]])
+    assert torch.equal(logsumexp(x), x.logsumexp(-1))
+    assert torch.equal(softmax(x[:1]), torch.tensor([[1., 0.]]))
+
+logits = torch.zeros(2, 3)
+
+@pytest.mark.parametrize('f', [cross_entropy, cross_entropy_grad, accuracy, CrossEntropy()], ids=['cross_entropy', 'cross_entropy_grad', 'accuracy', 'CrossEntropy'])
+@pytest.mark.parametrize('o, t, error, words', [
+    (logits, torch.tensor([0, 3]), ValueError, 'labels from 0 to 3, expected 0 to 2'),
+    (logits, torch.tensor([0, -1]), ValueError, 'labels from -1 to 0, expected 0 to 2'),
+    (logits, torch.tensor([0., 1.]), TypeError, 'targ.long()'),
+    (logits, torch.tensor([0, 1], dtype=torch.int32), TypeError, 'targ.long()'),
+    (logits, [0, 1], TypeError, 'targ has type list'),
+    (logits, torch.tensor([[0], [1]]), ValueError, 'expected (n, c) and (n,)'),
+    (logits, torch.tensor([0]), ValueError, 'do not fit'),
+    (logits[0], torch.tensor([0]), ValueError, 'do not fit'),
+    (logits[:0], torch.tensor([], dtype=torch.int64), ValueError, 'the batch is empty'),
+    (logits.long(), torch.tensor([0, 1]), TypeError, 'logits.float()'),
+])
+def test_bad_labels_and_logits(f, o, t, error, words):
+    with pytest.raises(error) as e: f(o, t)
+    assert words in str(e.value)
+
+# Optimizers
+
+def batches(n=200, bs=16, n_in=12, c=5):
+    g = seeded(3)
+    return [(torch.randn(bs, n_in, generator=g, dtype=f64), torch.randint(c, (bs,), generator=g)) for _ in range(n)]
+
+def plain(): return mlp(12, 9, 9, 5, generator=seeded(1), dtype=f64)
+
+def tied():
+    a, b, c = [l for l in plain().layers if isinstance(l, Lin)]
+    return Model.from_layers([a, Relu(), b, Relu(), Lin(b.w, torch.full_like(b.b, .1)), Relu(), c], CrossEntropy())
+
+def far_apart(model, opt, make):
+    "Largest relative difference of a parameter after 200 steps by `opt` and by torch's."
+    net = to_torch(model)
+    theirs = make(net.parameters())
+    for x, y in batches():
+        train_step(model, opt, x, y)
+        theirs.zero_grad(); F.cross_entropy(net(x), y).backward(); theirs.step()
+    pairs = [(p, q.detach().t()) for p, q in zip(model.params, net.parameters(), strict=True)]
+    return max(((p - q).abs().max()/q.abs().max()).item() for p, q in pairs)
+
+RULES = {
+    'sgd': (SGD, torch.optim.SGD, dict(lr=.05)),
+    'decay': (SGD, torch.optim.SGD, dict(lr=.05, weight_decay=.02)),
+    'momentum': (SGD, torch.optim.SGD, dict(lr=.02, momentum=.9)),
+    'momentum and decay': (SGD, torch.optim.SGD, dict(lr=.02, momentum=.9, weight_decay=.02)),
+    'adamw': (AdamW, torch.optim.AdamW, dict(lr=3e-3)),
+    'adamw, other numbers': (AdamW, torch.optim.AdamW, dict(lr=3e-3, betas=(.8, .95), eps=1e-3, weight_decay=.3)),
+    'adamw, no decay': (AdamW, torch.optim.AdamW, dict(lr=3e-3, betas=(0., .9), weight_decay=0.)),
+}
+
+@pytest.mark.parametrize('net', [plain, tied])
+@pytest.mark.parametrize('name', RULES)
+def test_parity_with_torch(name, net):
+    ours, theirs, kwargs = RULES[name]
+    model = net()
+    assert far_apart(model, ours(model.params, **kwargs), lambda ps: theirs(ps, **kwargs)) < 1e-10
+
+def test_defaults_are_those_of_torch():
+    for ours, theirs in ((AdamW, torch.optim.AdamW), (lambda ps: SGD(ps, 1e-3), torch.optim.SGD)):
+        model = plain()
+        assert far_apart(model, ours(model.params), theirs) < 1e-10
+
+class SharedVelocity(SGD):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        shapes = {v.shape: v for v in self.velocities}
+        self.velocities = [shapes[v.shape] for v in self.velocities]
+
+class NoCorrection(AdamW):
+    def update(self, i, p):
+        self.steps, steps = 10**9, self.steps
+        super().update(i, p); self.steps = steps
+
+class Coupled(AdamW):
+    def update(self, i, p):
+        g, decay = p.g, self.weight_decay
+        p.g, self.weight_decay = g + decay*p, 0.
+        super().update(i, p); p.g, self.weight_decay = g, decay
+
+class EpsInside(AdamW):
+    def update(self, i, p):
+        eps, self.eps = self.eps, 0.
+        self.squares[i].add_(eps); super().update(i, p); self.squares[i].sub_(self.betas[1]*eps); self.eps = eps
+
+@pytest.mark.parametrize('wrong, name', [(SharedVelocity, 'momentum'), (NoCorrection, 'adamw'), (Coupled, 'adamw, other numbers'), (EpsInside, 'adamw, other numbers')])
+def test_parity_catches(wrong, name):
+    _, theirs, kwargs = RULES[name]
+    model = plain()
+    assert far_apart(model, wrong(model.params, **kwargs), lambda ps: theirs(ps, **kwargs)) > 1e-6
+
+def test_parity_catches_gradients_that_pile_up():
+    class Piling(Model):
+        def bwd(self, out, x, targ):
+            for step in reversed(self.children): step.backward()
+    model = Piling.from_layers(plain().layers, CrossEntropy())
+    assert not far_apart(model, SGD(model.params, .01), lambda ps: torch.optim.SGD(ps, .01)) < 1e-6
+
+@given(st.floats(1e-5, 10), st.integers(2, 400), st.floats(.05, .95), st.floats(1, 100), st.floats(1, 1e5))
+@some
+def test_one_cycle_is_that_of_torch(lr_max, steps, pct_start, div, final_div):
+    if abs(pct_start*steps - 1) < 1e-6: return
+    opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(opt, lr_max, steps, pct_start=pct_start, div_factor=div, final_div_factor=final_div, cycle_momentum=False)
+    ours = one_cycle(lr_max, steps, pct_start, div, final_div)
+    for i in range(steps):
+        assert math.isclose(ours(i), opt.param_groups[0]['lr'], rel_tol=1e-9, abs_tol=1e-15*lr_max), i
+        opt.step()
+        if i < steps - 1: theirs.step()
+
+@pytest.mark.parametrize('f', [lambda: one_cycle(.1, 1), lambda: one_cycle(.1, 10, pct_start=0.), lambda: one_cycle(.1, 10, pct_start=.1), lambda: one_cycle(-.1, 10),
+                               lambda: one_cycle(.1, 10, div=0.), lambda: one_cycle(.1, 10)(10), lambda: one_cycle(.1, 10)(-1)])
+def test_schedules_that_make_no_sense(f):
+    with pytest.raises(ValueError): f()
+
+p = torch.zeros(3)
+
+@pytest.mark.parametrize('f, error, words', [
+    (lambda: SGD([], .1), ValueError, 'params is empty'),
+    (lambda: AdamW(iter(())), ValueError, 'params is empty'),
+    (lambda: SGD(p, .1), TypeError, 'params is a Tensor'),
+    (lambda: SGD(torch.Generator(), .1), TypeError, 'params is a Generator'),
+    (lambda: SGD(None, .1), TypeError, 'params is a NoneType'),
+    (lambda: SGD(['w'], .1), TypeError, 'parameter 0 has type str'),
+    (lambda: SGD([p.long()], .1), TypeError, 'torch.int64'),
+    (lambda: SGD([p, p], .1), ValueError, 'twice'),
+    (lambda: SGD([p], -.1), ValueError, 'lr is -0.1'),
+    (lambda: SGD([p], math.nan), ValueError, 'lr is nan'),
+    (lambda: SGD([p], '1'), TypeError, "lr is '1'"),
+    (lambda: SGD([p], .1, momentum=1), ValueError, 'momentum is 1'),
+    (lambda: SGD([p], .1, weight_decay=-1), ValueError, 'weight_decay is -1'),
+    (lambda: AdamW([p], betas=(.9, 1.)), ValueError, 'beta2 is 1.0'),
+    (lambda: AdamW([p], betas=(.9,)), ValueError, ''),
+    (lambda: AdamW([p], eps=-1.), ValueError, 'eps is -1.0'),
+])
+def test_optimizers_refuse(f, error, words):
+    with pytest.raises(error) as e: f()
+    assert words in str(e.value)
+
+def test_a_generator_of_parameters_is_read_once():
+    model = plain()
+    opt = SGD((p for p in model.params), .1)
+    x, y = batches(1)[0]
+    before = [p.clone() for p in model.params]
+    train_step(model, opt, x, y); train_step(model, opt, x, y)
+    assert all(not torch.equal(p, q) for p, q in zip(model.params, before))
+
+@pytest.mark.parametrize('make', [lambda ps: SGD(ps, .1, momentum=.9), AdamW])
+def test_a_step_without_gradients_changes_nothing(make):
+    a, b = torch.ones(2), torch.ones(3)
+    a.g = torch.ones(2)
+    opt = make([a, b])
+    with pytest.raises(RuntimeError, match=r'parameter 1 \(3,\) has no gradient'): opt.step()
+    assert torch.equal(a, torch.ones(2)) and opt.steps == 0
+
+def test_an_optimizer_without_update():
+    w = torch.ones(2); w.g = torch.ones(2)
+    with pytest.raises(NotImplementedError, match='Optimizer has no update'): Optimizer([w], .1).step()
+
+# Batches and the loop
+
+def test_loader_gives_every_row_once_and_the_last_batch_is_what_is_left():
+    x, y = torch.arange(21.).view(7, 3), torch.arange(7)
+    dl = dataloader(x, y, 3, seeded(0))
+    assert len(dl) == 3
+    orders = []
+    for _ in range(2):
+        found = list(dl)
+        assert [len(yb) for _, yb in found] == [3, 3, 1]
+        for xb, yb in found: assert torch.equal(xb, x[yb])
+        orders.append(torch.cat([yb for _, yb in found]).tolist())
+    assert orders[0] != orders[1] and sorted(orders[0]) == list(range(7))
+    assert torch.cat([yb for _, yb in dataloader(x, y, 3)]).tolist() == list(range(7))
+
+@pytest.mark.parametrize('args, error', [((p, p[:2], 1), ValueError), ((p[:0], p[:0], 1), ValueError), ((p, p, 0), ValueError), ((p, p, 1.5), ValueError), ((p, p, 1, 42), TypeError)])
+def test_loaders_refuse(args, error):
+    with pytest.raises(error, match='dataloader: '): dataloader(*args)
+
+@pytest.fixture(scope='module')
+def digits():
+    "1,000 training and 500 validation digits of the embedded sample."
+    x, y, xv, yv = get_data(source='sample')
+    return x[:1000], y[:1000], xv[:500], yv[:500]
+
+def run(digits, seed=0, sizes=(784, 20, 10), opt=AdamW, epochs=2, bs=111, **kwargs): # 1,000 rows: the last batch has one
+    x, y, xv, yv = digits
+    model = mlp(*sizes, generator=seeded(seed))
+    return fit(model, opt(model.params, 3e-3), dataloader(x, y, bs, seeded(seed)), dataloader(xv, yv, 499), epochs, progress=False, **kwargs), model
+
+def test_a_seeded_run_repeats_exactly(digits):
+    (a, m), (b, k), (c, _) = run(digits, 1), run(digits, 1), run(digits, 2)
+    assert a.losses == b.losses and a.epochs == b.epochs and a.stats == b.stats
+    assert all(torch.equal(p, q) for p, q in zip(m.params, k.params))
+    assert a.losses != c.losses
+
+def test_a_seeded_run_does_not_depend_on_other_random_numbers(digits):
+    torch.manual_seed(1); a = run(digits)[0].losses
+    torch.manual_seed(2); torch.rand(5); assert run(digits)[0].losses == a
+
+@pytest.mark.parametrize('sizes', [(784, 10), (784, 20, 10), (784, 20, 20, 20, 20, 10)])
+def test_any_depth_learns(digits, sizes):
+    hist, model = run(digits, sizes=sizes, epochs=8)
+    assert hist.epochs[-1]['accuracy'] > .6 and len(hist.losses) == 80 and len(hist.stats[0][1]) == len(model.layers)
+
+class Flatten(Module):
+    def forward(self, inp): return inp.flatten(1)
+    def bwd(self, out, inp): add_grad(inp, out.g.view(inp.shape))
+
+def test_any_number_of_dimensions_and_any_loss(digits):
+    x, y = digits[0].view(-1, 1, 28, 28), digits[1].float()
+    g = seeded(0)
+    model = Model.from_layers([Flatten(), Lin(torch.randn(784, 1, generator=g)/28, torch.zeros(1))], Mse())
+    hist = fit(model, SGD(model.params, .01), dataloader(x, y, 100, g), dataloader(x, y, 100), 3, metric=None, progress=False)
+    assert hist.epochs[-1]['valid_loss'] < hist.losses[0]/2 and 'accuracy' not in hist.epochs[0]
+    hist.plot(); hist.plot_stats()
+
+def test_examples_count_the_same_in_a_short_last_batch(digits):
+    _, model = run(digits)
+    loss, acc = evaluate(model, dataloader(*digits[2:], 499))
+    assert math.isclose(loss, model(*digits[2:]).item(), rel_tol=1e-5) and math.isclose(acc, accuracy(model.preds, digits[3]), rel_tol=1e-9)
+
+def test_the_schedule_sets_the_learning_rate(digits):
+    schedule = one_cycle(.01, 20)
+    hist, _ = run(digits, schedule=schedule)
+    assert hist.lrs == [schedule(i) for i in range(20)]
+    with pytest.raises(ValueError, match='step 19 of a run of 19'): run(digits, schedule=one_cycle(.01, 19))
+
+def broken(digits, **kwargs):
+    with pytest.raises(FloatingPointError) as e: run(digits, **kwargs)
+    return str(e.value)
+
+def test_a_nan_in_the_data_is_found(digits):
+    x = digits[0].clone(); x[500, 300] = math.nan
+    assert '1 of 87024 numbers of the input are not finite: look at the data' in broken((x, *digits[1:]))
+    xv = digits[2].clone(); xv[0, 0] = math.inf
+    words = broken((*digits[:2], xv, digits[3]))
+    assert words.startswith('validation: loss') and 'look at the data' in words
+
+def test_a_learning_rate_that_explodes_is_found(digits):
+    words = broken(digits, schedule=lambda step: 1e30)
+    assert 'epoch 1, step 2 of the run: loss' in words and 'learning rate of 1e+30' in words and 'try a lower learning rate' in words
+    assert 'Lin(20->10), step 2 of the model' in words
+    words = broken(digits, schedule=lambda step: math.inf)
+    assert 'Lin(784->20), step 0 of the model: its parameters are not finite' in words
+
+class Root(Module):
+    def forward(self, inp): return inp.sqrt()
+    def bwd(self, out, inp): add_grad(inp, out.g/(2*out))
+
+def test_a_gradient_that_is_not_finite_is_found_before_the_step(digits):
+    model = Model.from_layers([Lin(torch.zeros(784, 10), torch.zeros(10)), Root()], CrossEntropy())
+    opt = SGD(model.params, .1)
+    with pytest.raises(FloatingPointError, match=r'loss 2.303 .*the first gradient that is not finite, on the way back, comes from Root\(\), step 1'):
+        train_step(model, opt, *digits[:2])
+    assert not model.params[0].any() and opt.steps == 0
+
+def test_what_fit_refuses(digits):
+    x, y, xv, yv = digits
+    model, dl = mlp(784, 10), dataloader(x, y, 100)
+    def error(*args, model=model, **kwargs):
+        with pytest.raises((ValueError, TypeError)) as e: fit(model, *args, progress=False, **kwargs)
+        return str(e.value)
+    opt = SGD(model.params, .1)
+    assert 'no parameter of this model' in error(SGD(mlp(784, 10).params, .1), dl, dl, 1)
+    assert 'the training loader has no batches' in error(opt, [], dl, 1)
+    assert 'no batches in epoch 2' in error(opt, (o for o in dl), dl, 2)
+    assert 'nothing to evaluate' in error(opt, dl, [], 1)
+    assert 'expected one of our optimizers' in error(torch.optim.SGD(model.params, .1), dl, dl, 1)
+    assert 'epochs is 0' in error(opt, dl, dl, 0)
+    assert 'labels from 1 to 10' in error(opt, dataloader(x, y + 1, 100), dl, 1)
+    assert 'expected a floating-point dtype' in error(opt, dataloader(x.long(), y, 100), dl, 1)
+    for sizes in ((), (784,), (784, 0), (784, 10.)):
+        with pytest.raises((ValueError, TypeError)): mlp(*sizes)
+
+def test_layer_stats():
+    layer = Relu()
+    with pytest.raises(RuntimeError, match='nothing to look at yet'): layer_stats(layer)
+    layer(torch.tensor([[[1.], [-2.]], [[3.], [-4.]]], dtype=f64)).g = torch.tensor([[[1.], [2.]], [[3.], [4.]]], dtype=f64)
+    assert layer_stats(layer) == pytest.approx((1., 1.5**.5, .5, 2.5, 1.25**.5), rel=1e-12)
+    layer(torch.ones(1, 1)).g = torch.ones(1, 1)
+    assert layer_stats(layer) == (1., 0., 0., 1., 0.)
+
+def test_pictures(digits):
+    hist, model = run(digits)
+    assert len(hist.plot().axes) == 2 and len(hist.plot_stats().axes) == 4
+    x, y = digits[2:]
+    model(x, y)
+    wrong = (model.preds.argmax(1) != y).sum().item()
+    assert len(plot_wrong(x, y, model.preds).axes) == 12 and len(plot_wrong(x, y, model.preds, count=5).axes) == 6
+    assert sum(bool(ax.get_title()) for ax in plot_wrong(x, y, model.preds, count=1000).axes) == wrong
+    with pytest.raises(ValueError, match='all 500 answers are right'): plot_wrong(x, y, 10*F.one_hot(y, 10).float())
+    with pytest.raises(ValueError, match='no statistics'): run(digits, stats_every=0, epochs=1)[0].plot_stats()
+    matplotlib.pyplot.close('all')
+
+def test_rows_in_a_log(digits):
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+from fb_pass.datasets import get_data
+from fb_pass.training import *
+x, y, xv, yv = get_data(source='sample')
+model = mlp(784, 10)
+fit(model, SGD(model.params, .1), dataloader(x[:100], y[:100], 50), dataloader(xv[:50], yv[:50], 50), 2)
+"""
+    res = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert res.stderr == '' and '\r' not in res.stdout
+    heading, *rows = res.stdout.splitlines()[1:]
+    assert heading.split() == ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'dead'] and [o.split()[0] for o in rows] == ['1', '2']
+
+def test_importing_brings_no_plots_and_no_bars():
+    code = "import sys, fb_pass.training, fb_pass.library; print([o for o in ('matplotlib', 'fastprogress', 'safetensors', 'IPython') if o in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+# Torch's layers, and files
+
+def test_there_and_back():
+    for model in (plain(), tied()):
+        net = to_torch(model)
+        again = from_torch(net)
+        assert len(list(net.parameters())) == len(again.params) == len(model.params)
+        for a, b in zip(model.params, again.params): assert torch.equal(a, b) and a is not b
+        x, y = batches(1)[0]
+        model(x, y); model.backward(); F.cross_entropy(net(x), y).backward()
+        for a, b in zip(model.params, net.parameters()): check_grad(a.g, b.grad.t(), rtol=1e-10)
+
+@pytest.mark.parametrize('f, words', [
+    (lambda: to_torch(Model.from_layers([Flatten()], CrossEntropy())), 'layer 0, Flatten(), has no counterpart'),
+    (lambda: from_torch(nn.Sequential(nn.Linear(3, 2, bias=False))), 'layer 0'),
+    (lambda: from_torch(nn.Sequential(nn.ReLU(), nn.Sigmoid())), 'layer 1, Sigmoid()'),
+    (lambda: named_weights(nn.Linear(3, 2)), 'expected a Model or an nn.Sequential'),
+    (lambda: named_weights(nn.Sequential(nn.Conv2d(1, 1, 1))), 'layer 0'),
+])
+def test_layers_without_a_counterpart(f, words):
+    with pytest.raises(TypeError) as e: f()
+    assert words in str(e.value)
+
+def test_a_file_serves_both(tmp_path):
+    model = mlp(6, 5, 4)
+    save_weights(model, tmp_path/'a'); save_weights(to_torch(model), tmp_path/'b')
+    assert (tmp_path/'a').read_bytes() == (tmp_path/'b').read_bytes()
+    for other in (mlp(6, 5, 4), to_torch(mlp(6, 5, 4))):
+        load_weights(other, str(tmp_path/'a'))
+        assert list(named_weights(other)) == ['layers.0.w', 'layers.0.b', 'layers.2.w', 'layers.2.b']
+        for a, b in zip(named_weights(other).values(), model.params): assert torch.equal(a, b)
+
+def test_a_tied_weight_stays_tied(tmp_path):
+    save_weights(tied(), tmp_path/'a')
+    with torch.no_grad():
+        for model in (tied(), to_torch(tied())):
+            ws = named_weights(model)
+            assert list(ws) == ['layers.0.w', 'layers.0.b', 'layers.2.w', 'layers.2.b', 'layers.4.b', 'layers.6.w', 'layers.6.b']
+            ws['layers.2.w'].zero_()
+            load_weights(model, tmp_path/'a')
+            second = model.layers[4].w if isinstance(model, Model) else model[4].weight.t()
+            assert torch.equal(second, tied().params[2])
+
+def refused(path, model, words):
+    before = [p.clone() for p in model.params]
+    with pytest.raises(ValueError) as e: load_weights(model, path)
+    assert words in str(e.value) and str(path.parent) not in str(e.value)
+    for a, b in zip(model.params, before): assert torch.equal(a, b)
+
+def test_damaged_and_foreign_files(tmp_path):
+    model, path = mlp(6, 5, 4), tmp_path/'x'
+    save_weights(mlp(6, 5, 4), path)
+    data = path.read_bytes()
+    for cut in (0, 4, 8, 40, len(data)//2, len(data) - 1):
+        path.write_bytes(data[:cut]); refused(path, model, 'is no safetensors file, or it is cut short or damaged')
+    for content in (data + b'x', b'<html>no</html>', b'\x1f\x8b' + data, b'\0'*100):
+        path.write_bytes(content); refused(path, model, 'is no safetensors file, or it is cut short or damaged')
+    torch.save(named_weights(model), path); refused(path, model, 'is no safetensors file')
+    with pytest.raises(FileNotFoundError): load_weights(model, tmp_path/'missing')
+
+def test_files_of_other_networks(tmp_path):
+    model, path = mlp(6, 5, 4), tmp_path/'x'
+    for other, words in ((mlp(6, 5, 5, 4), 'Not expected: layers.4.b, layers.4.w'), (mlp(6, 4), 'Missing: layers.2.b, layers.2.w'), (mlp(6, 5, 3), 'layers.2.'),
+                         (mlp(6, 7, 4), 'layers.0.w is (6, 7) torch.float32, expected (6, 5) torch.float32'), (mlp(6, 5, 4, dtype=f64), 'torch.float64')):
+        save_weights(other, path); refused(path, model, words)
+
+def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path/'x'
+    save_weights(mlp(6, 4), path)
+    data = path.read_bytes()
+    def fail(*args): raise OSError('no space left on device')
+    monkeypatch.setattr(os, 'replace', fail)
+    with pytest.raises(OSError, match='no space'): save_weights(mlp(6, 4), path)
+    monkeypatch.undo()
+    import safetensors.torch
+    monkeypatch.setattr(safetensors.torch, 'save_file', lambda tensors, name: (Path(name).write_bytes(b'half'), fail()))
+    with pytest.raises(OSError, match='no space'): save_weights(mlp(6, 4), path)
+    assert path.read_bytes() == data and os.listdir(tmp_path) == ['x']
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match='has no parameters'): save_weights(Model.from_layers([Relu()], CrossEntropy()), path)
+    with pytest.raises(FileNotFoundError): save_weights(mlp(6, 4), tmp_path/'no'/'x')
+    assert path.read_bytes() == data and os.listdir(tmp_path) == ['x']
+
+# The five seeds
+
+def test_kept_results_meet_the_goal(root):
+    kept = json.loads((root/'results'/'accuracy.json').read_text(encoding='utf-8'))
+    least = {'784-50-10': .975, '784-256-10': .982}
+    assert {(o['network'], o['dtype']) for o in kept['rows']} == {(n, d) for n in least for d in ('float32', 'float64')} and kept['epochs'] <= 15
+    for row in kept['rows']:
+        for k in ('by_hand', 'torch'): assert len(row[k]) == 5 and sum(row[k])/5 >= least[row['network']]
+
+def test_the_two_ways_that_are_compared_start_and_end_alike(digits):
+    spec = importlib.util.spec_from_file_location('accuracy_tool', Path(__file__).resolve().parent.parent/'tools'/'accuracy.py')
+    tool = importlib.util.module_from_spec(spec); spec.loader.exec_module(tool)
+    data = digits[0].double(), digits[1], digits[2].double(), digits[3]
+    ours, theirs = (f(make(tool.new((784, 20, 10), 3, f64)), data, 3, 3) for f, make in ((tool.by_hand, lambda m: m), (tool.by_torch, to_torch)))
+    assert ours == theirs > .5
