@@ -38,7 +38,8 @@ def test_every_picture_is_drawn_by_the_script(fresh):
 
 @pytest.mark.parametrize('image', IMAGES, ids=lambda p: p.name)
 def test_picture_is_up_to_date(image, fresh):
-    assert image.read_bytes() == (fresh/image.name).read_bytes(), f'images/{image.name} is not what tools/draw_images.py draws; run: make images'
+    same = image.read_bytes() == (fresh/image.name).read_bytes() # compared here, so that a failure does not print both files
+    assert same, f'images/{image.name} is not what tools/draw_images.py draws; run: make images'
 
 @pytest.mark.parametrize('image', IMAGES, ids=lambda p: p.name)
 def test_picture_holds_text_a_title_and_no_date(image):
