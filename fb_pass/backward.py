@@ -20,12 +20,12 @@ def mse_grad(
     # forward: (inp[:,0] - targ).pow(2).mean()
     add_grad(inp, 2*(inp[:,0] - targ)[:,None] / len(inp))
 
-# %% ../nbs/05_backward.ipynb #a23e0bea
+# %% ../nbs/05_backward.ipynb #023d100f
 def relu_grad(
     inp: torch.Tensor, # What went into `relu`, any shape, floating point
     out: torch.Tensor, # What came out, same shape, with its gradient in `out.g`
 ):
-    "Backward of `relu`: adds the gradient of the loss to `inp.g`. At exactly 0 the slope is taken as 0, as torch does. Raises RuntimeError without `out.g`, ValueError if shapes do not fit."
+    "Backward of `relu`: adds the gradient of the loss to `inp.g`. At exactly 0 the slope is taken as 0, as in `torch.relu`. Raises RuntimeError without `out.g`, ValueError if shapes do not fit."
     # forward: inp.clamp_min(0.)
     add_grad(inp, torch.where(inp > 0, upstream_grad('relu_grad', out, inp.shape), 0.))
 
