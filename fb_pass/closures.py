@@ -97,7 +97,7 @@ class Sigmoid(Layer):
             return Yg * Y * (1-Y)
         return Y, backward
 
-# %% ../nbs/08_closures.ipynb #c0809162
+# %% ../nbs/08_closures.ipynb #18d447e4
 class Linear(Layer):
     "Every output is a weighted sum of the inputs plus a bias: (n, inputs) in, (n, outputs) out."
     def __init__(self,
@@ -106,6 +106,7 @@ class Linear(Layer):
         rng=None, # Where the weights come from: a numpy Generator, or the seed of a new one; never the same twice by default
         dtype=np.float64, # Floating-point dtype of weights and biases
     ):
+        if inputs < 1 or outputs < 1: raise ValueError(f'Linear: inputs={inputs}, outputs={outputs}, expected at least 1 of each')
         w = np.random.default_rng(rng).standard_normal((inputs, outputs)) * np.sqrt(1/inputs)
         self.w = self.build_param(w.astype(dtype))
         self.b = self.build_param(np.zeros(outputs, dtype))

@@ -58,7 +58,7 @@ def normalize_grad(
     # forward: (inp - m) / s
     add_grad(inp, upstream_grad('normalize_grad', out, inp.shape) / _std(out, s))
 
-# %% ../nbs/02_normalization.ipynb #a78e462d
+# %% ../nbs/02_normalization.ipynb #98e267bb
 def normalize_full_grad(
     inp: torch.Tensor, # What went into `normalize`, any shape
     out: torch.Tensor, # What came out, same shape, with its gradient in `out.g`
@@ -68,8 +68,8 @@ def normalize_full_grad(
     "Backward of `normalize` by `inp`'s own statistics: adds to `inp.g`. Raises like `normalize_grad`; ValueError if too few entries share an `s`."
     # forward: (inp - m) / s, where m = inp.mean() and s = inp.std(correction=correction)
     g,s = upstream_grad('normalize_full_grad', out, inp.shape), _std(out, s)
-    count = out.numel() // s.numel()
-    if count <= correction:
+    count = out.numel() // (s.numel() or 1)
+    if s.numel() and count <= correction:
         raise ValueError(f'normalize_full_grad: {count} entries of out {tuple(out.shape)} share one s {tuple(s.shape)}, expected more than {correction}')
     by_mean = g.sum_to_size(s.shape) / count
     by_std = (g*out).sum_to_size(s.shape) / (count - correction)

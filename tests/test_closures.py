@@ -190,6 +190,8 @@ refused = {
     'targets (n,)': (lambda: mse_loss(X[:,:1], X[:,0]), ValueError, 'mse_loss: targ has shape (4,), expected (4, 1)'),
     'targets (n,1)': (lambda: mse_loss(X[:,0], X[:,:1]), ValueError, 'mse_loss: targ has shape (4, 1), expected (4,)'),
     'integer targets': (lambda: mse_loss(X, X.astype(int)), TypeError, 'mse_loss: targ has dtype int64'),
+    'integer predictions': (lambda: mse_loss(X.astype(int), X), TypeError, 'mse_loss: pred has dtype int64'),
+    'targets of another dtype': (lambda: mse_loss(X, X.astype('float32')), TypeError, 'mse_loss: targ has dtype float32, expected float64'),
     'an empty batch': (lambda: mse_loss(X[:0], X[:0]), ValueError, 'the batch is empty'),
     'a negative step': (lambda: SGDOptimizer(-.1), ValueError, 'lr is -0.1'),
     'no step': (lambda: SGDOptimizer(0), ValueError, 'lr is 0'),

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from fb_pass.autograd import LinFunction, Mlp, MseFunction, ReluFunction, to_linear
+from fb_pass.autograd import LinFunction, Mlp, MseFunction, ReluFunction, _asked_for, to_linear
 from fb_pass.backward import forward_and_backward, lin_grad, mse_grad, relu_grad
 from fb_pass.checks import (add_grad, autograd_grad, check_grad, clear_grads, compare_times, default_rtol, numerical_grad, peak_memory,
                             test_near_zero as assert_near_zero)
@@ -414,7 +414,19 @@ def test_backward_after_a_forward_that_failed():
     model(z(5, 3), z(5)); model.backward()
     for args in ((z(5, 4), z(5)), (z(5, 3), z(5, 1))):
         with pytest.raises(ValueError): model(*args)
+        assert model.args is model.out is None
         refuses(RuntimeError, ['backward before forward'], model.backward)
+
+def test_zero_grad_forgets_all_of_the_last_call():
+    layer = Lin(z(3, 2), z(2))
+    layer.w.g = z(3, 2)
+    layer.zero_grad() # it was never called
+    assert layer.w.g is None
+    for x in (z(5, 3), z(4, 3)):
+        ts = x, layer(x), layer.w, layer.b
+        for t in ts: t.g = t
+        layer.zero_grad()
+        assert all(t.g is None for t in ts)
 
 @cases({'wrong width':     (ValueError, (z(5, 4), z(5)),                      [r'Lin', r'\(5, 4\)', r'\(3, 2\)', r'\(n, n_in\)']),
         'one example, flat':(ValueError,(z(3), z(1)),                         [r'Lin', r'\(3,\)', r'\(n, n_in\)']),
@@ -598,6 +610,24 @@ def test_function_gives_what_was_asked_for(seed, n, n_in, n_out, asked, layout):
     with torch.no_grad(): returned = LinFunction.backward(out.grad_fn, upstream) # as the engine calls it
     assert [r is not None for r in returned] == asked
     assert not any(hasattr(t, 'g') for t in (*leaves, out, upstream))
+
+@examples
+@given(seeds, sizes, st.lists(st.booleans(), min_size=2, max_size=2).filter(any))
+def test_mse_function_gives_what_was_asked_for(seed, n, asked):
+    # gradcheck forgives a thousandth
+    rand = Draw(seed)
+    ts,upstream = (rand(n, 1), rand(n)),rand()
+    _,grads = by_autograd(mse_ref, *ts)
+    leaves = [t.detach().requires_grad_(a) for t,a in zip(ts, asked)]
+    MseFunction.apply(*leaves).backward(upstream)
+    for t,a,g in zip(leaves, asked, grads(upstream)):
+        if a: agree(t.grad, g)
+        else: assert t.grad is None
+
+def test_as_many_gradients_as_there_were_inputs():
+    class Ctx: needs_input_grad = True, False
+    assert _asked_for(Ctx, 1, 2) == (1, None)
+    for grads in ((1,), (1, 2, 3)): refuses(ValueError, ['zip'], _asked_for, Ctx, *grads)
 
 @examples
 @given(networks())
