@@ -1,6 +1,7 @@
 "Notebooks, package and README are in step, and keep the rules of the house."
 import ast, importlib, inspect, json, re, shutil, subprocess, sys
 from configparser import ConfigParser
+from dataclasses import is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def faults(name, o):
     for k,f in vars(o).items():
         f = getattr(f, 'fget', None) or getattr(f, '__func__', f)
         if not inspect.isfunction(f): continue
-        if k == '__init__': found += undocumented(name, f, inspect.signature(f))
+        if k == '__init__': found += undocumented(name, o if is_dataclass(o) else f, inspect.signature(f)) # a dataclass has its comments in the class
         elif k[0] != '_' and not inspect.getdoc(getattr(o, k)): found.append(f'{name}.{k}: docstring')
     return found
 

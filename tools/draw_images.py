@@ -31,6 +31,11 @@ PATH = [
     '08 closures',
     '09 training',
     '10 library',
+    '11 budgets',
+    '12 tracing',
+    '13 diagnosis',
+    '14 adapters',
+    '15 doctor',
 ]
 GUARD = '01 checks'
 

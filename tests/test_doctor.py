@@ -1,0 +1,287 @@
+"The doctor on right layers and on faults: a small part of what `make doctor` tries, and what it says to bad input."
+import re
+
+import doctor_trials, faults
+import numpy as np
+import pytest
+import torch
+from fb_pass import closures
+from fb_pass.backward import lin_grad, relu_grad
+from fb_pass.checks import add_grad
+from fb_pass.diagnosis import causes, explain_grad
+from fb_pass.tracing import first_non_finite, trace
+from fb_pass.doctor import GradientError, check_layer
+from fb_pass.forward import lin, relu
+from fb_pass.modules import Lin, Model, Module, Mse, Relu
+from torch import nn
+
+f64 = torch.float64
+def rand(*shape, seed=0): return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=f64)
+def look(layer, *inputs, **kw): return check_layer(layer, *inputs, raise_exception=False, progress=False, **kw)
+def taking_turns(cases, start, count): return [cases[(start + i*len(cases)//count) % len(cases)] for i in range(min(count, len(cases)))]
+
+def wrong_bias(out, x, w, b):
+    "`lin_grad` with a mean where a sum belongs."
+    add_grad(x, out.g@w.t()); add_grad(w, x.t()@out.g); add_grad(b, out.g.mean(0))
+
+
+# the catalogue
+
+def test_catalogue_is_large_and_each_class_in_it():
+    cases = faults.catalogue()
+    assert len(cases) > 1000 and {c.fault.cls for c in cases} >= {*doctor_trials.classes, 'noise', 'one entry'}
+    assert {k for c in cases for k in c.fault.causes} <= {*causes}
+    assert {k for c in cases for k in c.kinds()} == {*faults.kinds}
+
+@pytest.mark.parametrize('name', faults.layers)
+def test_backwards_of_the_catalogue_are_right(name):
+    "By autograd, without the doctor, in every way to build the layer; and each fault makes a difference."
+    layer = faults.layers[name]
+    for seed in range(3):
+        t,out,g,parts = faults.sample(layer, seed)
+        want = doctor_trials.by_autograd(layer, t, g)
+        assert {*parts} == {*want}
+        for k,p in parts.items(): assert torch.allclose(faults.total(p), want[k], 1e-9, 1e-10*float(want[k].abs().max())), k
+    for case in faults.catalogue([name]):
+        right,wrong = case.both(case.tensors(0), torch.Generator().manual_seed(0))
+        if case.fault.cls == 'stale': continue
+        assert wrong is None or wrong.shape != right.shape or wrong.dtype != right.dtype or not torch.allclose(wrong, right, 1e-6, 1e-5*float(right.abs().max())), case.name
+    for case in faults.right_cases():
+        if case.layer is layer: assert all(case.build(0, kind).kind == kind for kind in case.kinds())
+
+
+# right layers
+
+@pytest.mark.parametrize('name', faults.own)
+def test_layers_of_the_package_pass(name):
+    layer,inputs = faults.own[name](faults.Draw(1, 2, 4, layouts=True))
+    assert look(layer, *inputs).ok
+
+@pytest.mark.parametrize('i', range(len(faults.layers)), ids=[*faults.layers])
+def test_right_layers_pass(i):
+    "Kinds and dtypes take turns."
+    case = faults.right_cases()[i]
+    kinds = [k for k in case.kinds() if k != 'closures'] if i % 4 == 2 else case.kinds()
+    b = case.build(i, kinds[i % len(kinds)], dtype=[*doctor_trials.dtypes.values()][i % 4], high=4)
+    report = look(b.layer, *b.inputs, seed=i, dtype=[*doctor_trials.dtypes.values()][i % 4])
+    assert report.ok, f'{b.kind}\n{report}'
+
+def test_a_layer_that_is_right_passes_in_silence(capsys):
+    report = check_layer((lin, lin_grad), rand(4, 3), rand(3, 2), rand(2))
+    assert report.ok and report.first is None and [r.name for r in report.rows] == ['x', 'w', 'b']
+    assert capsys.readouterr() == ('', '')
+
+
+# faults
+
+@pytest.mark.parametrize('cls', doctor_trials.classes)
+def test_each_fault_is_caught_and_named(cls):
+    cases = [c for c in faults.catalogue() if c.fault.cls == cls]
+    for i,case in enumerate(taking_turns(cases, 1, 3)):
+        b = case.build(i, high=4)
+        report = look(b.layer, *b.inputs, wrt=b.wrt, seed=i)
+        assert not report.ok, f'{case.name}, {b.kind}'
+        row,d = report.first,report.first.diagnosis
+        assert doctor_trials.about(b, row), f'{case.name}, {b.kind}: {row.name} is blamed'
+        # numpy cannot be traced, and what came through one use alone may stay unexplained there; but it is never called by another name
+        assert d.cause in case.true_causes(b, i) or b.kind == 'closures' and d.cause == 'unknown', f'{case.name}, {b.kind}: {d}'
+        assert d.text in str(report)
+
+@pytest.mark.parametrize('cls', ['noise', 'one entry'])
+def test_what_nothing_explains(cls):
+    "It is caught, and not explained."
+    for i,case in enumerate(taking_turns([c for c in faults.catalogue() if c.fault.cls == cls], 0, 3)):
+        b = case.build(i, high=4)
+        report = look(b.layer, *b.inputs, seed=i)
+        assert not report.ok and report.first.diagnosis.cause in case.true_causes(b, i), f'{case.name}, {b.kind}: {report.first.diagnosis}'
+
+def test_who_is_sure_can_undo_it():
+    "A sure answer comes with a gradient that is right."
+    sure = 0
+    for case in taking_turns([c for c in faults.catalogue() if not c.fault.shape and c.fault.cls not in ('stale', 'absent', 'non-finite')], 0, 25):
+        t = case.tensors(3)
+        out = case.layer.forward(*t.values())
+        g = rand(*out.shape, seed=3)
+        want,got = doctor_trials.by_autograd(case.layer, t, g)[case.fault.tensor],faults.hand(case.layer, case.fault)(g, t)[case.fault.tensor]
+        seen = trace(case.layer.forward, {k: o for k,o in t.items()}, g)
+        d = explain_grad(got, want, values=seen.values, grads={'out.g': g} | seen.grads, terms=seen.terms.get(case.fault.tensor), name=case.fault.tensor)
+        assert d.cause != 'right', f'{case.name}: {d}'
+        if not d.confident or d.corrected is None: continue
+        sure += 1
+        assert (d.corrected - want).abs().max() <= (1e-6 if d.cause == 'dtype' else 1e-9)*want.abs().max(), f'{case.name}: {d}'
+    assert sure > 15
+
+@pytest.mark.parametrize('seed,count', [(1, 1), (2, 1), (3, 2), (4, 2)])
+def test_the_first_wrong_layer_of_a_model(seed, count):
+    "The last of the wrong ones is the first on the way back; right ones before and behind it are not blamed."
+    res = doctor_trials.networks((seed, count))
+    assert res['caught'] and res['named'] and not res['blamed'], res
+
+def test_a_wrong_layer_in_a_sequential():
+    layer,inputs,step,case = faults.seq_network(1)
+    report = look(layer, *inputs)
+    assert not report.ok
+    assert [i for i,p in enumerate(reversed(report.parts)) if p.first] == [step], f'{case.name} in step {step}\n{report}'
+
+def test_stale_from_an_earlier_pass():
+    class Cached(Module):
+        mask = None
+        def forward(self, inp): return relu(inp)
+        def bwd(self, out, inp):
+            if self.mask is None: self.mask = inp > 0
+            add_grad(inp, out.g*self.mask)
+    report = look(Cached(), rand(4, 5))
+    assert not report.ok
+
+def test_a_backward_that_overwrites():
+    def overwrites(out, x): x.g = torch.where(x > 0, out.g, 0.)
+    report = look((relu, overwrites), rand(4, 3))
+    assert not report.ok and report.first.diagnosis.cause == 'use lost'
+
+def test_a_backward_that_writes_to_its_input():
+    def writes(out, x):
+        add_grad(x, torch.where(x > 0, out.g, 0.))
+        x.clamp_(min=0)
+    assert not look((relu, writes), rand(4, 3)).ok
+
+def test_a_backward_that_stops():
+    def stops(out, x): raise KeyError('nothing here')
+    report = look((relu, stops), rand(4, 3))
+    assert not report.ok and 'KeyError' in str(report) and 'nothing here' in str(report)
+
+
+# kinks
+
+def test_on_a_kink():
+    "At 0 a ReLU has two slopes, and either is right; beside it, none but one is."
+    x = rand(4, 3)
+    x[1,2] = x[3,0] = 0
+    for slope in (0., 1., .3):
+        def backward(out, x): add_grad(x, torch.where(x > 0, out.g, torch.where(x < 0, 0., slope*out.g)))
+        report = look((relu, backward), x)
+        assert report.ok and report.rows[0].kinks == 2, report
+    def backward(out, x): add_grad(x, torch.where(x > 0, out.g, torch.where(x < 0, 0., 2*out.g)))
+    assert not look((relu, backward), x).ok
+
+def test_near_a_kink_and_far_from_it():
+    "No step is so long that it takes a number to the other side."
+    x = rand(5, 4)
+    x[0,0],x[2,3],x[4,1] = 1e-12,-1e-9,1e-4
+    assert look((relu, relu_grad), x).ok
+    for one in x.flatten().argsort()[:3]:
+        def backward(out, x):
+            g = torch.where(x > 0, out.g, 0.)
+            g.view(-1)[one] += .1
+            add_grad(x, g)
+        assert not look((relu, backward), x).ok
+
+
+# the report, and the errors
+
+def test_the_error_is_an_assertion_that_says_what_is_wrong():
+    with pytest.raises(GradientError) as e: check_layer((lin, wrong_bias), rand(4, 3), rand(3, 2), rand(2))
+    assert isinstance(e.value, AssertionError)
+    report,said = e.value.report,str(e.value)
+    assert not report.ok and report.first.name == 'b' and [r.name for r in report.rows if not r.ok] == ['b']
+    d = report.first.diagnosis
+    assert d.cause == 'scaled' and d.confident and re.search(r'0?\.25|1/4|batch|\bn\b', d.text), d
+    assert d.text in said and all(k in said for k in ('x', 'w', 'b', '4x3', '3x2', 'autograd'))
+
+def test_the_report_in_a_notebook():
+    report = look((lin, wrong_bias), rand(4, 3), rand(3, 2), rand(2))
+    page = report._repr_html_()
+    assert page.count('<tr') >= 4 and 'batch size' in page
+    assert page.count('<table') == page.count('</table>') and page.count('<td') == page.count('</td>')
+    assert report.first.diagnosis.evidence and 'scaled' in str(report.first.diagnosis).splitlines()[0]
+
+def test_names_from_outside_are_escaped():
+    class Odd(Module):
+        def forward(self, inp): return inp*2
+        def bwd(self, out, inp): add_grad(inp, out.g)
+        def __repr__(self): return '<script>'
+    assert '<script>' not in look(Odd(), rand(2, 3))._repr_html_()
+
+@pytest.mark.parametrize('args,kwargs,error,words', [
+    ((lin, lin_grad), {}, (TypeError, ValueError), 'lin'),
+    ((3, rand(2)), {}, TypeError, '3'),
+    ((Lin, rand(2, 3)), {}, TypeError, 'Lin'),
+    ((nn.Linear(3, 2), torch.zeros(2, 3).long()), {}, Exception, '.'),
+    (((relu, relu_grad), torch.zeros(2, 3).long()), {}, (TypeError, ValueError), 'float'),
+    (((relu, relu_grad), rand(2, 3)), dict(dtype=torch.int64), TypeError, 'dtype'),
+    (((relu, relu_grad), rand(2, 3)), dict(wrt='y'), ValueError, "'y'"),
+    (((relu,), rand(2, 3)), {}, TypeError, '.'),
+    (((relu, relu_grad),), {}, (TypeError, ValueError), '.'),
+], ids=['function and function', 'number', 'class', 'integers into nn', 'integers', 'dtype', 'wrt', 'no backward', 'no input'])
+def test_what_cannot_be_checked(args, kwargs, error, words):
+    with pytest.raises(error, match=words) as e: check_layer(*args, progress=False, **kwargs)
+    assert not isinstance(e.value, GradientError)
+
+@pytest.mark.parametrize('got,want,error', [(rand(2), None, TypeError), (rand(2), torch.zeros(2).long(), TypeError)])
+def test_what_cannot_be_explained(got, want, error):
+    with pytest.raises(error, match='explain_grad'): explain_grad(got, want)
+
+def test_inputs_and_parameters_are_left_alone():
+    x,w,b,targ = rand(4, 3),rand(3, 1),rand(1),rand(4)
+    model = Model(rand(3, 5), rand(5), rand(5, 1), rand(1))
+    kept = [t.clone() for t in (x, targ, *model.params)]
+    check_layer(model, x, targ, progress=False)
+    assert all(torch.equal(a, b) for a,b in zip((x, targ, *model.params), kept))
+    assert all(getattr(t, 'g', None) is None for t in (x, targ, *model.params)) and model.args is None
+    state = torch.get_rng_state()
+    check_layer((lin, lin_grad), x, w, b, progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+
+def test_the_same_seed_says_the_same():
+    args = (lin, wrong_bias),rand(4, 3),rand(3, 2),rand(2)
+    assert str(look(*args, seed=3)) == str(look(*args, seed=3))
+
+def test_where_a_number_stops_being_finite():
+    x = torch.tensor([1., 0., 2.], dtype=f64)
+    found = first_non_finite(lambda: (x.log()*2).sum())
+    assert 'log' in str(found) and first_non_finite(lambda: x.exp().sum()) is None
+
+
+# the trials
+
+def test_trials_find_what_is_wrong_with_a_doctor(monkeypatch):
+    "A doctor who passes everything, and one who fails everything, are both found out."
+    kind = [o for o in doctor_trials.right_cases() if o[1] == 'Relu'][0]
+    def says(ok):
+        real = doctor_trials.examine
+        def examine(layer, inputs, **kw):
+            report = real(layer, inputs, **kw)
+            type(report).ok = property(lambda self: ok)
+            return report
+        return examine
+    case = next(c for c in faults.catalogue() if c.name == 'relu, x: mask missing')
+    assert doctor_trials.diagnose((case.number, 0))['named'] and doctor_trials.alarm((kind, 0, 'float64'))[1] == 'right'
+    from fb_pass.doctor import Report
+    kept = Report.ok
+    try:
+        monkeypatch.setattr(doctor_trials, 'examine', says(True))
+        assert not doctor_trials.diagnose((case.number, 0))['caught']
+    finally: Report.ok = kept
+    monkeypatch.undo()
+    try:
+        monkeypatch.setattr(doctor_trials, 'examine', says(False))
+        assert doctor_trials.alarm((kind, 0, 'float64'))[1] == 'alarm'
+    finally: Report.ok = kept
+
+def test_summary_of_the_trials():
+    def one(cls, layer, **kw): return dict(cls=cls, layer=layer, known=True, caught=True, named=True, wrong=False, name='', kind='', seed=0, causes=[], cause='', confident=False, text='') | kw
+    res = doctor_trials.summary([one('scaled', 'lin'), one('scaled', 'relu', named=False), one('zero', 'lin', caught=False, named=False), one('noise', 'lin', known=False, cause='unknown')])
+    assert (res['cases'], res['caught'], res['named'], res['wrong']) == (3, 2, 1, 0) and len(res['missed']) == 2
+    assert res['rows']['scaled'] == dict(cases=2, caught=2, named=1, wrong=0, layers=2) and res['without_name']['said_so'] == 1
+    bad = dict(diagnosis=res, false_alarms=dict(rows=dict(float64=dict(right=5, alarm=1))))
+    assert len([*doctor_trials.shortcomings(bad)]) == 3
+
+def test_what_others_make_of_the_same_faults():
+    number = next(c.number for c in faults.catalogue() if c.name == 'relu, x: scaled (1.01)')
+    _,said = doctor_trials.beside((number, 0))
+    assert {*said} == {*doctor_trials.names} and said['check_layer'][0] and said['check_layer'][2] and said['gradcheck, slow'][0]
+    _,said = doctor_trials.beside((-1, 0))
+    assert not any(bad for bad,_,_ in said.values())
+
+def test_the_smallest_fault():
+    _,size = doctor_trials.smallest(('relu', 'all', 0, 'float64'))
+    assert 1e-16 < size < 1e-11
