@@ -2,12 +2,14 @@
 PYTHON ?= python3
 NB ?=
 JOBS ?= 2
+ONLY ?=
+SESSION ?=
 BIN := .venv/bin
 READY := .venv/.ready
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test wheel accuracy readme export notebooks images clean distclean
+.PHONY: help run lab test mutants doctor wheel accuracy readme export notebooks images clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
@@ -37,6 +39,13 @@ test: $(READY)  ## notebooks and package in step, then the notebooks' checks, th
 	$(BIN)/nbdev_test --n_workers $(JOBS) --do_print --timing </dev/null
 	@echo '--- 3 of 3: what is no business of a notebook'
 	$(BIN)/pytest -n $(JOBS) --ignore tests/test_project.py
+
+# In copies of the project, on the embedded data. SESSION=file keeps the results, so that an interrupted run can be gone on with.
+mutants: $(READY)  ## put faults into what goes back, one at a time: who notices? (or some: make mutants ONLY=backward)
+	@$(BIN)/python tools/mutants.py $(ONLY) --jobs $(JOBS) $(if $(SESSION),--session '$(abspath $(SESSION))')
+
+doctor: $(READY)  ## try check_layer: false alarms, each fault caught and named, other checks beside it, into results/ (long; QUICK=1: minutes)
+	$(BIN)/python tools/doctor_trials.py --jobs $(JOBS) $(if $(QUICK),--quick)
 
 wheel: $(READY)  ## build the wheel and try it in an empty environment without network
 	$(BIN)/pytest -s -m wheel tests/test_wheel.py
