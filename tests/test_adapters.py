@@ -453,3 +453,21 @@ def test_errors_of_the_call_and_of_the_way_back():
         with pytest.raises(TypeError, match='check_layer: .* numpy has no torch.bfloat16: choose float64, float32 or float16'): adapt(layer, (x.numpy(),), torch.bfloat16)
     for dtype in (torch.int64, np.float32, 'float64'):
         with pytest.raises(TypeError, match='check_layer: dtype is .*, expected a floating-point dtype'): adapt(Relu(), (x,), dtype)
+
+class WrongSquare(torch.autograd.Function):
+    "With a context of its own, and a backward that is wrong."
+    @staticmethod
+    def forward(x): return x*x
+    @staticmethod
+    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs)
+    @staticmethod
+    def backward(ctx, g): return 3*g*ctx.saved_tensors[0]
+
+class SquareNet(nn.Module):
+    def forward(self, x): return WrongSquare.apply(x)
+
+def test_autograd_goes_through_the_forward_of_a_function_with_a_context_of_its_own():
+    x,u = torch.randn(3, 2, dtype=torch.float64),torch.randn(3, 2, dtype=torch.float64)
+    s = adapt(SquareNet(), (x,), torch.float64)
+    assert torch.allclose(s.exact(s.tensors, [u])['x'], 2*x*u, rtol=1e-14)
+    assert len(s.parts) == 1 and torch.equal(s.parts[0].tensors['x'], x)

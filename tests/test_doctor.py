@@ -78,7 +78,9 @@ def test_a_layer_that_is_right_passes_in_silence(capsys):
 def test_each_fault_is_caught_and_named(cls):
     cases = [c for c in faults.catalogue() if c.fault.cls == cls]
     for i,case in enumerate(taking_turns(cases, 1, 3)):
-        b = case.build(i, high=4)
+        # What the uses and terms are cannot be seen in a layer of arrays.
+        inside = cls in ('use lost', 'term missing', 'added twice')
+        b = case.build(i, [k for k in case.kinds() if k != 'closures'][i] if inside else None, high=4)
         report = look(b.layer, *b.inputs, wrt=b.wrt, seed=i)
         assert not report.ok, f'{case.name}, {b.kind}'
         row,d = report.first,report.first.diagnosis
