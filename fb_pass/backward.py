@@ -20,28 +20,32 @@ def mse_grad(
     # forward: (inp[:,0] - targ).pow(2).mean()
     add_grad(inp, 2*(inp[:,0] - targ)[:,None] / len(inp))
 
-# %% ../nbs/05_backward.ipynb #023d100f
+# %% ../nbs/05_backward.ipynb #d18d007f
 def relu_grad(
     inp: torch.Tensor, # What went into `relu`, any shape, floating point
     out: torch.Tensor, # What came out, same shape, with its gradient in `out.g`
+    reuse: bool=False, # Use up `out`: its memory becomes that of `inp.g`, and its values are gone
 ):
     "Backward of `relu`: adds the gradient of the loss to `inp.g`. At exactly 0 the slope is taken as 0, as in `torch.relu`. Raises RuntimeError without `out.g`, ValueError if shapes do not fit."
     # forward: inp.clamp_min(0.)
-    add_grad(inp, torch.where(inp > 0, upstream_grad('relu_grad', out, inp.shape), 0.))
+    g = upstream_grad('relu_grad', out, inp.shape)
+    switch = out.detach().sign_() if reuse else inp.sign().clamp_min_(0.) # 1 where inp > 0, else 0
+    add_grad(inp, switch.mul_(g))
 
-# %% ../nbs/05_backward.ipynb #4ba07a85
+# %% ../nbs/05_backward.ipynb #5d6eacef
 def lin_grad(
     inp: torch.Tensor, # What went into `lin`, (n, n_in), floating point
     out: torch.Tensor, # What came out, (n, n_out), with its gradient in `out.g`
     w: torch.Tensor, # Weights, (n_in, n_out)
     b: torch.Tensor, # Biases, (n_out,)
+    input_grad: bool=True, # Find `inp.g` too? Nobody needs it where `inp` are the data
 ):
     "Backward of `lin`: adds the gradients of the loss to `inp.g`, `w.g` and `b.g`. Raises RuntimeError without `out.g`, ValueError if shapes do not fit."
     _check_lin(inp, w, b)
-    g = upstream_grad('lin_grad', out, (len(inp), len(b)))
+    g = upstream_grad('lin_grad', out, (inp.shape[0], b.shape[0]))
     # forward: inp@w + b
-    add_grad(inp, g @ w.t())
-    add_grad(w, inp.t() @ g)
+    if input_grad: add_grad(inp, (w @ g.t()).t()) # g @ w.t()
+    add_grad(w, (g.t() @ inp).t()) # inp.t() @ g
     add_grad(b, g.sum(0))
 
 # %% ../nbs/05_backward.ipynb #b3153900

@@ -8,9 +8,11 @@ __all__ = ['lin', 'relu', 'mse']
 # %% ../nbs/04_forward.ipynb #2a753c88
 import torch
 
-# %% ../nbs/04_forward.ipynb #05f30a4b
+# %% ../nbs/04_forward.ipynb #c10d0382
 def _same_dtype(name, **tensors):
     "Refuse anything but floating-point tensors of one dtype."
+    dtypes = {getattr(t, 'dtype', None) for t in tensors.values()}
+    if len(dtypes) == 1 and getattr(*dtypes, 'is_floating_point', False): return # as nearly always
     for k,t in tensors.items():
         if not isinstance(t, torch.Tensor): raise TypeError(f'{name}: {k} is a {type(t).__name__}, expected a tensor: torch.as_tensor({k}) makes one')
         if not t.is_floating_point(): raise TypeError(f'{name}: {k} has dtype {t.dtype}, expected a floating-point dtype: {k}.float() converts it')
@@ -25,7 +27,7 @@ def _check_lin(x, w, b):
         raise ValueError(f'lin: x {tuple(x.shape)}, w {tuple(w.shape)}, b {tuple(b.shape)} do not fit: '
                          'expected x (n, n_in), w (n_in, n_out), b (n_out,)')
 
-# %% ../nbs/04_forward.ipynb #a2fda440
+# %% ../nbs/04_forward.ipynb #41150131
 def lin(
     x: torch.Tensor, # Inputs, (n, n_in), floating point
     w: torch.Tensor, # Weights, (n_in, n_out), dtype of `x`
@@ -33,15 +35,17 @@ def lin(
 ) -> torch.Tensor: # Outputs, (n, n_out), dtype of `x`
     "A linear layer: every output is a weighted sum of the inputs plus a bias. Raises ValueError or TypeError if shapes or dtypes do not fit."
     _check_lin(x, w, b)
-    return x@w + b
+    # x@w + b, transposed: (x@w).t() is w.t()@x.t()
+    return torch.addmm(b.unsqueeze(1), w.t(), x.t()).t()
 
-# %% ../nbs/04_forward.ipynb #de6d5e5e
+# %% ../nbs/04_forward.ipynb #a5229c10
 def relu(
     x: torch.Tensor, # Any shape, floating point
+    inplace: bool=False, # Write into the memory of `x`, whose values are then those of the result?
 ) -> torch.Tensor: # Shape and dtype of `x`, every entry at least 0
     "Rectified linear unit: negative entries become 0. Raises TypeError if `x` is not a floating-point tensor."
     _same_dtype('relu', x=x)
-    return x.clamp_min(0.)
+    return x.clamp_min_(0.).view_as(x) if inplace else x.clamp_min(0.)
 
 # %% ../nbs/04_forward.ipynb #709fe278
 def _check_mse(output, targ):

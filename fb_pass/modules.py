@@ -14,11 +14,12 @@ from .backward import lin_grad, mse_grad, relu_grad
 from .checks import clear_grads
 from .forward import lin, mse, relu
 
-# %% ../nbs/06_modules.ipynb #b759c36d
+# %% ../nbs/06_modules.ipynb #49d66eca
 class Module(ABC):
     "A step of the network that remembers its last call: what went in as `args`, what came out as `out`."
     args = out = None
     children = () # the modules inside this one
+    input_grad = keep = True # what the last `backward` was asked for
 
     def __call__(self, *args):
         self.args = self.out = None # a call that fails leaves nothing behind
@@ -31,20 +32,32 @@ class Module(ABC):
     @abstractmethod
     def bwd(self, out, *args): "Add to `.g` of `args` and of the parameters what follows from `out.g`."
 
-    def backward(self):
+    def backward(self,
+        input_grad: bool=True, # Does anybody need the gradients of `args`? If not, a module may leave them out
+        keep: bool=True, # Keep what the call has left in memory? If not, it is used up, and there is no second `backward`
+    ):
         "The backward of the last call. Raises RuntimeError if there was none."
-        if self.args is None: raise RuntimeError(f'{self!r}: backward before forward: call it on a batch first')
+        if self.args is None: raise RuntimeError(f'{self!r}: backward before forward, or again after keep=False: call it on a batch first')
+        self.input_grad,self.keep = input_grad,keep
         self.bwd(self.out, *self.args)
+        if not keep: self._forget()
+
+    def _forget(self):
+        clear_grads(self.out)
+        self.args = self.out = None
 
     def __repr__(self): return f"{type(self).__name__}({', '.join(map(repr, self.children))})"
 
-# %% ../nbs/06_modules.ipynb #0eda9d4d
+# %% ../nbs/06_modules.ipynb #e3256da5
 class Relu(Module):
     "`relu` as a layer: any shape in, the same shape out."
-    def forward(self, inp): return relu(inp)
-    def bwd(self, out, inp): relu_grad(inp, out)
+    def __init__(self,
+        inplace: bool=False, # Write into the memory of what comes in? The layer before then shows these values as its `out`
+    ): self.inplace = inplace
+    def forward(self, inp): return relu(inp, self.inplace)
+    def bwd(self, out, inp): relu_grad(inp, out, reuse=not self.keep)
 
-# %% ../nbs/06_modules.ipynb #26c1a279
+# %% ../nbs/06_modules.ipynb #21f83cce
 class Lin(Module):
     "`lin` as a layer: `(n, n_in)` in, `(n, n_out)` out. Raises ValueError or TypeError, when called, if shapes or dtypes do not fit."
     def __init__(self,
@@ -54,7 +67,7 @@ class Lin(Module):
     @property
     def params(self): return self.w, self.b
     def forward(self, inp): return lin(inp, self.w, self.b)
-    def bwd(self, out, inp): lin_grad(inp, out, self.w, self.b)
+    def bwd(self, out, inp): lin_grad(inp, out, self.w, self.b, self.input_grad)
     def __repr__(self): return f"Lin({'->'.join(str(o) for o in self.w.shape)})"
 
 # %% ../nbs/06_modules.ipynb #565d4887
@@ -69,12 +82,12 @@ def params(self:Module):
     "The parameters of the modules inside, each tensor once, in the order of the layers."
     return tuple({id(p): p for c in self.children for p in c.params}.values())
 
-# %% ../nbs/06_modules.ipynb #5eb23f8c
+# %% ../nbs/06_modules.ipynb #a5129498
 @patch
 def zero_grad(self:Module):
     "Forget the gradients of the last call: of what went in and came out, of the parameters, and of all that is inside."
-    called = () if self.args is None else (*self.args, self.out)
-    clear_grads(*called, *self.params)
+    if self.args is not None: clear_grads(*self.args, self.out)
+    clear_grads(*self.params)
     for c in self.children: c.zero_grad()
 
 # %% ../nbs/06_modules.ipynb #6a370e6d
@@ -87,7 +100,7 @@ def _check_layers(layers, loss):
         raise ValueError('one layer object stands in the list twice, but a layer remembers only its last call: '
                          'make a second layer that is given the same tensors')
 
-# %% ../nbs/06_modules.ipynb #103c6349
+# %% ../nbs/06_modules.ipynb #3d084511
 class Model(Module):
     "Layers in a row and a loss. `model(x, targ)` is the loss, `model.preds` the predictions; `model.backward()` leaves every gradient in `.g`."
     def __init__(self,
@@ -112,7 +125,8 @@ class Model(Module):
 
     def bwd(self, out, x, targ):
         self.zero_grad()
-        for step in reversed(self.children): step.backward()
+        if not self.keep: self.preds = None
+        for step in reversed(self.children): step.backward(self.input_grad or step is not self.children[0], self.keep)
 
 # %% ../nbs/06_modules.ipynb #80705549
 @patch(cls_method=True)

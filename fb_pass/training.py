@@ -30,14 +30,14 @@ def logsumexp(
     top = top.where(top.isfinite(), torch.zeros_like(top)) # infinity minus infinity would be no number
     return top[...,0] + (x - top).exp().sum(-1).log()
 
-# %% ../nbs/09_training.ipynb #a246baa2
+# %% ../nbs/09_training.ipynb #92b26569
 def log_softmax(
     x: torch.Tensor, # Scores, (..., c), floating point
 ) -> torch.Tensor: # Logarithms of probabilities, shape and dtype of `x`, at most 0
     "Logarithm of `softmax(x)`, for scores of any size."
     _same_dtype('log_softmax', x=x)
-    x = x - x.amax(-1, keepdim=True) # only differences count, and small numbers are exact
-    return x - logsumexp(x)[...,None]
+    x = x - x.amax(-1, keepdim=True) # only differences count, and the largest exponential is 1
+    return x.sub_(x.exp().sum(-1, keepdim=True).log())
 
 # %% ../nbs/09_training.ipynb #6b90a942
 def softmax(
@@ -46,29 +46,46 @@ def softmax(
     "Probabilities from scores, along the last axis."
     return log_softmax(x).exp()
 
-# %% ../nbs/09_training.ipynb #9a727a69
-def _check_classes(name, logits, targ):
-    "Refuse logits and labels that do not fit."
+# %% ../nbs/09_training.ipynb #34a5416e
+def _check_range(name, targ, c):
+    "Refuse labels that are not from 0 to c-1."
+    low,high = targ.min().item(),targ.max().item()
+    if low < 0 or high >= c: raise ValueError(f'{name}: targ has labels from {low} to {high}, expected 0 to {c-1}: there are {c} logits for each example')
+
+# %% ../nbs/09_training.ipynb #1e7dd9bf
+def _check_classes(name, logits, targ, labels=True):
+    "Refuse logits and labels that do not fit; without `labels` as far as `_loss` will not notice."
     _same_dtype(name, logits=logits)
     if not isinstance(targ, torch.Tensor) or targ.dtype != torch.int64:
         raise TypeError(f'{name}: targ has type {getattr(targ, "dtype", type(targ).__name__)}, expected int64 labels: targ.long() converts whole numbers')
     if logits.ndim != 2 or targ.shape != logits.shape[:1]:
         raise ValueError(f'{name}: logits {tuple(logits.shape)} and targ {tuple(targ.shape)} do not fit: expected (n, c) and (n,)')
-    if not len(targ): raise ValueError(f'{name}: the batch is empty, and the mean of nothing is not a number')
-    low,high = targ.min().item(),targ.max().item()
-    if low < 0 or high >= logits.shape[1]:
-        raise ValueError(f'{name}: targ has labels from {low} to {high}, expected 0 to {logits.shape[1]-1}: there are {logits.shape[1]} logits for each example')
+    if not targ.shape[0]: raise ValueError(f'{name}: the batch is empty, and the mean of nothing is not a number')
+    if labels or not logits.shape[1] or targ.device.type != 'cpu': _check_range(name, targ, logits.shape[1])
 
-# %% ../nbs/09_training.ipynb #a7ccba21
+# %% ../nbs/09_training.ipynb #29d2facb
+def _loss(logp, targ):
+    "Minus the mean of the logarithm of the probability of the right class."
+    try: return logp.gather(1, targ.unsqueeze(1)).sum() * (-1/logp.shape[0])
+    except RuntimeError: _check_range('cross_entropy', targ, logp.shape[1]); raise
+
+# %% ../nbs/09_training.ipynb #f9cb1d40
 def cross_entropy(
     logits: torch.Tensor, # Scores, (n, c), floating point
     targ: torch.Tensor, # Labels, (n,), int64, from 0 to c-1
 ) -> torch.Tensor: # Loss, a scalar
     "Mean of minus the logarithm of the probability of the right class. Raises ValueError or TypeError if shapes, dtypes or labels do not fit."
-    _check_classes('cross_entropy', logits, targ)
-    return -log_softmax(logits)[torch.arange(len(targ)), targ].mean()
+    _check_classes('cross_entropy', logits, targ, labels=False)
+    return _loss(log_softmax(logits), targ)
 
-# %% ../nbs/09_training.ipynb #8b51fc88
+# %% ../nbs/09_training.ipynb #38324ab4
+def _loss_grad(logp, targ):
+    "Gradient of `_loss` with respect to the scores: probabilities, less 1 at the right class, over n."
+    g = logp.exp()
+    g.scatter_add_(1, targ.unsqueeze(1), g.new_full((g.shape[0], 1), -1.))
+    return g.mul_(1/g.shape[0])
+
+# %% ../nbs/09_training.ipynb #1cd63156
 def cross_entropy_grad(
     inp: torch.Tensor, # Logits as they went into `cross_entropy`, (n, c), floating point
     targ: torch.Tensor, # Labels, (n,), int64, from 0 to c-1
@@ -76,17 +93,20 @@ def cross_entropy_grad(
     "Backward of `cross_entropy`: adds the gradient of the loss to `inp.g`, (n, c). Raises ValueError or TypeError like `cross_entropy`."
     _check_classes('cross_entropy_grad', inp, targ)
     # forward: -log_softmax(inp)[arange(n), targ].mean()
-    g = softmax(inp)
-    g[torch.arange(len(targ)), targ] -= 1
-    add_grad(inp, g / len(inp))
+    add_grad(inp, _loss_grad(log_softmax(inp), targ))
 
-# %% ../nbs/09_training.ipynb #485d08a2
+# %% ../nbs/09_training.ipynb #42edd76d
 class CrossEntropy(Module):
     "`cross_entropy` as the last step: logits `(n, c)` and labels `(n,)` in, a scalar out."
-    def forward(self, inp, targ): return cross_entropy(inp, targ)
-    def bwd(self, out, inp, targ): cross_entropy_grad(inp, targ)
+    def forward(self, inp, targ):
+        _check_classes('cross_entropy', inp, targ, labels=False)
+        logp = log_softmax(inp)
+        out = _loss(logp, targ)
+        out.logp = logp # the way back begins with these, and need not find them again
+        return out
+    def bwd(self, out, inp, targ): add_grad(inp, _loss_grad(out.logp, targ))
 
-# %% ../nbs/09_training.ipynb #4a2c57c1
+# %% ../nbs/09_training.ipynb #3858f3cd
 def mlp(
     *sizes: int, # Numbers of inputs, of hidden units layer by layer, of classes
     generator: torch.Generator=None, # Source of the random weights; torch's own by default
@@ -96,7 +116,7 @@ def mlp(
     if len(sizes) < 2: raise ValueError(f'mlp: got sizes {sizes}, expected at least two: inputs and classes')
     layers = []
     for n_in,n_out in zip(sizes, sizes[1:]):
-        w = kaiming_normal(n_in, n_out, generator=generator).to(dtype)
+        w = kaiming_normal(n_in, n_out, generator=generator).to(dtype).t().contiguous().t() # in memory as in torch, one output after the other
         layers += [Lin(w, torch.zeros(n_out, dtype=w.dtype)), Relu()]
     return Model.from_layers(layers[:-1], CrossEntropy())
 
@@ -149,7 +169,7 @@ class Optimizer:
         "Step the parameter `p`, number `i`, along `p.g`."
         raise NotImplementedError(f'{type(self).__name__} has no update')
 
-# %% ../nbs/09_training.ipynb #3567bba9
+# %% ../nbs/09_training.ipynb #96674060
 class SGD(Optimizer):
     "Stochastic gradient descent with momentum and weight decay, as `torch.optim.SGD`. Raises ValueError or TypeError for a number that makes no sense."
     def __init__(self,
@@ -164,11 +184,11 @@ class SGD(Optimizer):
         self.velocities = [torch.zeros_like(p) for p in self.params]
 
     def update(self, i, p):
-        v = self.velocities[i]
-        v.mul_(self.momentum).add_(p.g + self.weight_decay*p)
-        p.sub_(self.lr*v)
+        g = p.g.add(p, alpha=self.weight_decay) if self.weight_decay else p.g
+        if self.momentum: g = self.velocities[i].mul_(self.momentum).add_(g)
+        p.sub_(g, alpha=self.lr)
 
-# %% ../nbs/09_training.ipynb #8e635146
+# %% ../nbs/09_training.ipynb #6bba4481
 class AdamW(Optimizer):
     "Adam with decoupled weight decay, as `torch.optim.AdamW` (arXiv 1412.6980, 1711.05101). Raises ValueError or TypeError for a number that makes no sense."
     def __init__(self,
@@ -187,11 +207,11 @@ class AdamW(Optimizer):
     def update(self, i, p):
         (beta1,beta2),mean,square = self.betas,self.means[i],self.squares[i]
         p.mul_(1 - self.lr*self.weight_decay)
-        mean.mul_(beta1).add_((1 - beta1)*p.g)
-        square.mul_(beta2).add_((1 - beta2)*p.g**2)
+        mean.lerp_(p.g, 1 - beta1) # beta1*mean + (1 - beta1)*p.g
+        square.mul_(beta2).addcmul_(p.g, p.g, value=1 - beta2)
         # both began with zero and are too small by these factors
-        mean,square = mean/(1 - beta1**self.steps),square/(1 - beta2**self.steps)
-        p.sub_(self.lr*mean/(square.sqrt() + self.eps))
+        root = (square/(1 - beta2**self.steps)).sqrt_().add_(self.eps)
+        p.addcdiv_(mean, root, value=-self.lr/(1 - beta1**self.steps)) # p - lr*mean/root
 
 # %% ../nbs/09_training.ipynb #19174ac1
 def dataloader(
@@ -229,8 +249,11 @@ def one_cycle(
         return wave(start, lr_max, step/peak) if step <= peak else wave(lr_max, start/final_div, (step - peak)/(steps - 1 - peak))
     return lr
 
-# %% ../nbs/09_training.ipynb #be099189
-def _broken(ts): return any(not t.isfinite().all() for t in ts if isinstance(t, torch.Tensor))
+# %% ../nbs/09_training.ipynb #9a2da901
+def _broken(ts):
+    "Is any number in `ts` not finite? Their sum is not, if one of them is not."
+    ts = [t for t in ts if isinstance(t, torch.Tensor)]
+    return not math.isfinite(sum(t.sum().item() for t in ts)) and any(not t.isfinite().all() for t in ts)
 
 def _first_broken(model):
     "What in the last pass of `model` was the first that is not finite, in words."
@@ -244,22 +267,25 @@ def _first_broken(model):
         if _broken(getattr(t, 'g', None) for t in (*l.args, *l.params)):
             return f'the first gradient that is not finite, on the way back, comes from {l!r}, step {i} of the model'
 
-# %% ../nbs/09_training.ipynb #aa64771d
+# %% ../nbs/09_training.ipynb #2fd6792d
 def train_step(
     model: Model, # A model and its loss
     opt: Optimizer, # Holds the parameters of `model`
     xb, # A batch of inputs
     yb, # Its targets
     where: str='training', # Where in the run we are, for the message
+    keep: bool=False, # Keep what the layers have seen and its gradients, for `layer_stats` or to look at?
 ) -> float: # Loss before the step
     "Forward, backward, step. Raises FloatingPointError, with the parameters as they were, if loss or gradients are not finite."
-    loss = model(xb, yb)
-    if not _broken([loss]):
-        model.backward()
+    loss = model(xb, yb).item()
+    if math.isfinite(loss):
+        model.backward(input_grad=False, keep=keep)
         if not _broken(p.g for p in opt.params):
             opt.step()
-            return loss.item()
-    raise FloatingPointError(f'{where}: loss {loss.item():.4g} at a learning rate of {opt.lr:.3g}; {_first_broken(model)}')
+            return loss
+        model(xb, yb) # once more, to see where it broke
+        model.backward()
+    raise FloatingPointError(f'{where}: loss {loss:.4g} at a learning rate of {opt.lr:.3g}; {_first_broken(model)}')
 
 # %% ../nbs/09_training.ipynb #3144ca8e
 def evaluate(
@@ -351,7 +377,7 @@ def _check_fit(model, opt, train_dl, epochs):
     if any(id(p) not in mine for p in opt.params):
         raise ValueError('fit: the optimizer holds a tensor that is no parameter of this model: make it from model.params')
 
-# %% ../nbs/09_training.ipynb #6349a8de
+# %% ../nbs/09_training.ipynb #fe3e67dc
 def fit(
     model: Model, # A model and its loss
     opt: Optimizer, # Holds parameters of `model`
@@ -371,7 +397,7 @@ def fit(
         for xb,yb in batches(train_dl):
             step = len(hist.losses)
             if schedule: opt.lr = schedule(step)
-            loss = train_step(model, opt, xb, yb, f'epoch {epoch+1}, step {step+1} of the run')
+            loss = train_step(model, opt, xb, yb, f'epoch {epoch+1}, step {step+1} of the run', keep=stats_every and step % stats_every == 0)
             _end_step(hist, model, opt, loss, stats_every)
         _end_epoch(hist, hist.losses[begin:], evaluate(model, valid_dl, metric), metric)
         _say(hist, say)
