@@ -356,7 +356,7 @@ def outer_vs_matmul():
     p.text(16, y + 86, "x.t() @ g, or einsum('ij,ik->jk', x, g)", size=SMALL, ha='left')
     p.rule(486)
     p.text(16, 510, 'memory of what is made', weight='bold', ha='left')
-    for y, s, dims in ((540, f'the stack: {many}', (n, n_in, n_out)), (576, f'the matrix product: {one}', (n_in, n_out))):
+    for y, s, dims in ((540, f'the stack: {many}, {n:,} times as much', (n, n_in, n_out)), (576, f'the matrix product: {one}', (n_in, n_out))):
         share = dims[0]/n if len(dims) == 3 else 1/n
         p.box(16, y - 11, max(418*share, 1.6), 22, edge=GRAD, dashed=share > .1, r=1)
         p.text(*((26, y) if share > .1 else (28, y)), s, size=SMALL, ha='left')
@@ -387,6 +387,8 @@ def kaiming_depth():
     p.text(16, 48, 'fifty layers of 256 units with ReLU', size=SMALL, ha='left')
     sizes = [('4/n_in', 2**.5, 's'), ('2/n_in', 1., 'o'), ('1/n_in', .5**.5, '^')]
     runs = [_moments(size) for _, size, _ in sizes]
+    for (_, size, _), (acts, grads) in zip(sizes, runs): # what the description says: size**2 in each of fifty layers, but for luck
+        for o in (acts[-1]/acts[0], grads[0]/grads[-1]): assert abs(log10(o) - 100*log10(size)) < 1.5, f'{size}: {o}'
     for way, (top, color, what) in enumerate(((102, VALUE, 'forward: activations, mean of squares'), (376, GRAD, 'backward: gradients, mean of squares'))):
         p.text(16, top - 18, what, size=SMALL, color=color, weight='bold', ha='left')
         ax_x = 86 if way else 64 # the curves end where their names stand
