@@ -82,13 +82,33 @@ def _contrast(one, other):
     lights = sorted((_luminance(one), _luminance(other)))
     return (lights[1] + .05)/(lights[0] + .05)
 
-def _grounds(root):
-    "The filled shapes in the order in which they are painted: color and box."
+def _shapes(root):
+    "The shapes in the order in which they are painted: color inside or None, whether there is a line around, and the points of each part."
     for o in root.iter():
-        fill = _style(o).get('fill', 'none')
-        if _name(o) == 'path' and fill != 'none':
-            xy = [float(n) for n in re.findall(r'-?[\d.]+', o.get('d'))]
-            yield fill, (min(xy[::2]), min(xy[1::2]), max(xy[::2]), max(xy[1::2]))
+        if _name(o) != 'path' or 'd' not in o.attrib: continue
+        style = _style(o)
+        fill = style.get('fill', 'none')
+        parts = [[float(n) for n in re.findall(r'-?[\d.]+', part)] for part in o.get('d').split('M')[1:]]
+        yield None if fill == 'none' else fill, 'stroke' in style, [list(zip(part[::2], part[1::2])) for part in parts]
+
+def _inside(point, points):
+    "Is `point` in the box around all `points`?"
+    return all(min(side) <= at <= max(side) for at, side in zip(point, zip(*points)))
+
+def _ground(shapes, box):
+    "Which of the shapes is painted last under the middle of the box."
+    middle = (box[0] + box[2])/2, (box[1] + box[3])/2
+    return [i for i, (fill, _, parts) in enumerate(shapes) if fill and _inside(middle, sum(parts, []))][-1]
+
+def _crosses(a, b, box):
+    "Does the line from `a` to `b` go through the box? Its part within each of the two pairs of sides must have something in common."
+    low, high = 0., 1.
+    for i in (0, 1):
+        d, near, far = b[i] - a[i], box[i] - a[i], box[i+2] - a[i]
+        if d == 0:
+            if near >= 0 or far <= 0: return False
+        else: low, high = max(low, min(near/d, far/d)), min(high, max(near/d, far/d))
+    return low < high
 
 each_picture = pytest.mark.parametrize('image', IMAGES, ids=lambda p: p.name)
 
@@ -130,11 +150,19 @@ def test_palette_is_that_of_the_figures():
 @each_picture
 def test_letters_stand_out_from_their_ground(image):
     root = _svg(image)
-    grounds = list(_grounds(root))
-    for text, style, (left, top, right, bottom) in _letters(root):
-        x, y = (left + right)/2, (top + bottom)/2
-        ground = [fill for fill, (l, t, r, b) in grounds if l <= x <= r and t <= y <= b][-1]
+    shapes = list(_shapes(root))
+    for text, style, box in _letters(root):
+        ground = shapes[_ground(shapes, box)][0]
         assert _contrast(style['fill'], ground) >= 4.5, f'{text!r}: {style["fill"]} on {ground} has a contrast of {_contrast(style["fill"], ground):.2f}'
+
+@each_picture
+def test_no_line_goes_through_letters(image):
+    root = _svg(image)
+    shapes = list(_shapes(root))
+    for text, _, box in _letters(root):
+        for _, line, parts in shapes[_ground(shapes, box):]:
+            hit = line and any(_crosses(a, b, box) for points in parts for a, b in zip(points, points[1:]))
+            assert not hit, f'a line goes through {text!r}, or it is wider than its box'
 
 @each_picture
 def test_letters_stay_in_the_picture_and_off_each_other(image):

@@ -67,7 +67,7 @@ def room_path(current):
     x, y, w, h, gap = 20, 24, 118, 54, 28
     for i in range(3):
         left = x + i*(w + gap)
-        _room(p, left, y, w, h, PATH[first + i], first + i == here, size=TEXT if first + i == here else 15)
+        _room(p, left, y, w, h, PATH[first + i], first + i == here, size=15)
         if i: p.both((left - gap + 2, y + h/2), (left - 2, y + h/2), apart=20)
     step = (WIDTH - 2*x)/len(PATH)
     for i, label in enumerate(PATH):
@@ -90,7 +90,7 @@ def _where(current):
     sides = [f'{word} {PATH[j]}' for word, j in (('after', i - 1), ('before', i + 1)) if 0 <= j < len(PATH)]
     return f'Room {label}, {" and ".join(sides)}. Below, the numbers of all {len(PATH)} rooms in a row, inside the wall of room {GUARD}. A batch goes through them to the right, the gradient comes back.'
 
-COLS, ROOM_W, ROOM_H, GAP_X, GAP_Y, LEFT, TOP = 4, 93, 48, 16, 26, 15, 24
+COLS, ROOM_W, ROOM_H, GAP_X, GAP_Y, LEFT, TOP = 4, 97, 48, 13, 26, 11.5, 24
 
 def _slot(i):
     "Upper left corner of room `i`: four in a row, and every second row runs from right to left."
@@ -487,7 +487,7 @@ def closures():
                 'From the loss the gradient Yg goes through these functions from the last to the first, and each linear one adds to w.gradient and b.gradient.', 424)
     c, w, top, low, end = [102, 216, 330], 92, 88, 226, 362
     p.text(16, 26, 'forward: each layer leaves a function behind', size=SMALL, color=VALUE, ha='left')
-    for y, name, color in ((top, 'X', VALUE), (low, 'Xg', GRAD)): p.text(21, y, name, size=LARGE, color=color, weight='bold')
+    for y, name, color in ((top, 'X', VALUE), (low, 'Xg', GRAD)): p.text(20, y, name, size=LARGE, color=color, weight='bold')
     for x, name, kept in zip(c, ('Linear', 'Relu', 'Linear'), ('X and w', 'X > 0', 'X and w')):
         p.box(x - w/2, top - 28, w, 56, edge=VALUE)
         p.text(x, top - 10, name, color=VALUE, weight='bold')
@@ -501,7 +501,7 @@ def closures():
     p.text(c[0] + 8, (top + low)/2 - 10, 'returns', size=SMALL, ha='left')
     p.box(398, top - 18, 44, 36, edge=INK)
     p.text(420, top, 'loss')
-    for a, b in ((33, c[0] - w/2 - 2), *((a + w/2 + 2, b - w/2 - 2) for a, b in zip(c, c[1:]))):
+    for a, b in ((37, c[0] - w/2 - 2), *((a + w/2 + 2, b - w/2 - 2) for a, b in zip(c, c[1:]))):
         p.arrow((a, top), (b, top))
         p.arrow((b, low), (a, low), color=GRAD)
     p.arrow((c[2] + w/2 + 2, top), (396, top))
