@@ -75,7 +75,7 @@ def room_path(current):
         p.box(x + i*step + .5, 94, step - 1, 22, edge=VALUE if i <= here else INK, fill=fill, lw=1, r=3)
         p.text(x + (i + .5)*step, 105, label[:2], size=SMALL, color=color)
     p.arrow((20, 138), (44, 138))
-    p.text(51, 138, 'batch', size=SMALL, color=VALUE, ha='left')
+    p.note(51, 138, 'batch', color=VALUE)
     p.arrow((430, 138), (406, 138), color=GRAD)
     p.text(399, 138, 'gradient', size=SMALL, color=GRAD, ha='right')
     _wall(p, 162, current == GUARD.split()[1])
@@ -113,8 +113,8 @@ def path():
     x, y = slots[-1]
     p.arrow((x + 2, y + 13), (x + 26, y + 13))
     p.arrow((x + 26, y + 35), (x + 2, y + 35), color=GRAD)
-    p.text(x + 32, y + 13, 'batch', size=SMALL, color=VALUE, ha='left')
-    p.text(x + 32, y + 35, 'gradient', size=SMALL, color=GRAD, ha='left')
+    p.note(x + 32, y + 13, 'batch', color=VALUE)
+    p.note(x + 32, y + 35, 'gradient', color=GRAD)
     _wall(p, bottom)
     return p
 
@@ -186,8 +186,8 @@ def hero():
             ends = (a + 6 + 4*len(s), y), (b - 6 - 4*len(t), y)
             p.arrow(*(ends if color == VALUE else ends[::-1]), color=color, lw=3, head=10)
     p.rule(282)
-    p.text(16, 306, 'check', weight='bold', ha='left')
-    p.text(70, 306, 'w1.g, the part for one unit of l2', size=SMALL, ha='left')
+    p.heading(306, 'check')
+    p.note(70, 306, 'w1.g, the part for one unit of l2')
     y, at = 374, [74, 225, 376]
     for a, w, name in zip(at, (w1.g, auto, faulty), ('by hand', 'by autograd', 'one wrong sign')):
         p.heat(a, y, w[:,unit].reshape(10, 10).tolist(), cell, GRAD)
@@ -233,20 +233,20 @@ def network(grad):
         p.text(c[i], y + 20, f'{name}_grad', size=SMALL, color=GRAD)
     def param(x, w, y, name, shape, at, toward):
         _tensor(p, x, y, name, shape, color=PARAM, grad=grad, w=w)
-        edge, end, d = y + toward*(half + 3), (y1 - op - 3 if toward > 0 else y2 + op + 3), 6.5 if grad else 0
-        p.arrow((at - d, edge), (at - d, end), color=PARAM)
-        if grad: p.arrow((at + d, end), (at + d, edge), color=GRAD)
+        start, end, d = y + toward*(half + 3), (y1 - op - 3 if toward > 0 else y2 + op + 3), 6.5 if grad else 0
+        p.arrow((at - d, start), (at - d, end), color=PARAM)
+        if grad: p.arrow((at + d, end), (at + d, start), color=GRAD)
     param(96, 80, y0, 'w1', '(784, 50)', 119, 1)
     param(180, 66, y0, 'b1', '(50,)', 154, 1)
     for i, name, shape in ((0, 'x', '(n, 784)'), (2, 'l1', '(n, 50)'), (4, 'l2', '(n, 50)')): _tensor(p, c[i], y1, name, shape, grad=grad)
     operation(1, y1, 'lin'); operation(3, y1, 'relu')
-    side = lambda i: 33 if i in tensors else 38
-    for i, tensors in enumerate([(0, 2, 4)]*4): flow((c[i] + side(i), y1), (c[i+1] - side(i+1), y1))
+    def edge(i, row): return 33 if i % 2 == row else 38 # from the middle to the end of an arrow; tensors and operations take turns
+    for i in range(4): flow((c[i] + edge(i, 0), y1), (c[i+1] - edge(i+1, 0), y1))
     flow((c[4], y1 + half + 3), (c[4], y2 - op - 3), apart=16)
     operation(4, y2, 'lin'); operation(2, y2, 'mse')
     _tensor(p, c[3], y2, 'out', '(n, 1)', grad=grad)
     _tensor(p, c[1], y2, 'loss', '()')
-    for i, tensors in ((4, (1, 3)), (3, (1, 3)), (2, (1, 3))): flow((c[i] - side(i), y2), (c[i-1] + side(i-1), y2))
+    for i in (4, 3, 2): flow((c[i] - edge(i, 1), y2), (c[i-1] + edge(i-1, 1), y2))
     if grad: p.text(c[1] - 4, y2 + 38, 'start with 1', size=SMALL, color=GRAD)
     param(354, 74, y3, 'w2', '(50, 1)', 382, -1)
     param(419, 46, y3, 'b2', '(1,)', 420, -1)
@@ -284,7 +284,7 @@ def _product(p, xa, xb, y, a, b):
 def matmul_grad():
     p = Picture('The gradients of a linear layer, as blocks', 'Forward: out is x times w, and b is added to each of the n rows. Backward: x.g is g times w transposed, where n_out meets n_out; '
                 'w.g is x transposed times g, where n meets n; b.g are the sums of the columns of g. What does not meet is the shape of the result.', 668)
-    p.text(16, 24, 'forward', color=VALUE, weight='bold', ha='left')
+    p.heading(24, 'forward', color=VALUE)
     y = 96
     _block(p, 46, y, 'out', 'n', 'n_out', color=VALUE)
     p.text(88, y, '=', size=LARGE)
@@ -294,31 +294,29 @@ def matmul_grad():
     p.matrix(350, y - 30, 1, 3, 15, PARAM, zorder=4)
     p.text(372, y - 43, 'b', color=PARAM, weight='bold')
     p.text(372, y + 44, '(n_out,)', size=SMALL)
-    p.text(402, y + 1, 'n', size=SMALL, weight='bold', ha='left')
-    p.text(402, y + 17, 'times', size=SMALL, ha='left')
+    p.note(402, y + 1, 'n', weight='bold')
+    p.note(402, y + 17, 'times')
     p.rule(176)
-    p.text(16, 200, 'backward', color=GRAD, weight='bold', ha='left')
+    p.heading(200, 'backward', color=GRAD)
     p.text(434, 200, 'g is out.g, with the shape of out', size=SMALL, color=GRAD, ha='right')
     def result(y, name, *dims):
         _block(p, 70, y, name, *dims, color=GRAD)
         p.text(136, y, '=', size=LARGE)
-    def why(y, *lines):
-        for i, s in enumerate(lines): p.text(16, y + 20*i, s, size=SMALL, ha='left')
     y = 268
     result(y, 'x.g', 'n', 'n_in')
     _product(p, 186, 316, y, ('g', 'n', 'n_out', GRAD), ('w.t()', 'n_out', 'n_in', PARAM))
-    why(y + 72, 'n_out meets n_out. What is left has the shape of x.')
+    p.note(16, y + 72, 'n_out meets n_out. What is left has the shape of x.')
     y = 424
     result(y, 'w.g', 'n_in', 'n_out')
     _product(p, 196, 310, y, ('x.t()', 'n_in', 'n', VALUE), ('g', 'n', 'n_out', GRAD))
-    why(y + 86, 'n meets n: the sum over the batch. Left: the shape of w.')
+    p.note(16, y + 86, 'n meets n: the sum over the batch. Left: the shape of w.')
     y = 588
     result(y, 'b.g', 'n_out')
     l, t, r, bottom = _block(p, 190, y, '', 'n', 'n_out', color=GRAD)
     for i in range(3): p.arrow((l + 7.5 + 15*i, t + 6), (l + 7.5 + 15*i, bottom - 3), color=GRAD, lw=1.6, head=7)
     p.text(190, t - 13, 'g', color=GRAD, weight='bold')
-    p.text(236, y, 'g.sum(0)', size=SMALL, weight='bold', ha='left')
-    why(y + 64, 'b was added to n rows: n answers come back, and add up.')
+    p.note(236, y, 'g.sum(0)', weight='bold')
+    p.note(16, y + 64, 'b was added to n rows: n answers come back, and add up.')
     return p
 
 def memory(*dims):
@@ -333,7 +331,7 @@ def outer_vs_matmul():
     many, one = memory(n, n_in, n_out), memory(n_in, n_out)
     p = Picture('The gradient of a weight matrix: a stack of outer products, or one matrix product', f'Above: for each of {n:,} examples a table x[i] times g[i]; the stack of them takes {many}, and then it is summed. '
                 f'Below: one matrix product of x transposed and g gives the same table of {one} at once. Two bars compare the memory.', 626)
-    p.text(16, 26, 'n outer products, then their sum', weight='bold', ha='left')
+    p.heading(26, 'n outer products, then their sum')
     y = 138
     _block(p, 42, y, 'x[i]', 'n_in', '1', color=VALUE)
     p.text(78, y + 3, '*', size=LARGE)
@@ -347,20 +345,19 @@ def outer_vs_matmul():
     _block(p, 394, y, 'w.g', 'n_in', 'n_out', color=GRAD)
     p.text(394, y + 86, one, size=LARGE, weight='bold')
     p.rule(268)
-    p.text(16, 294, 'one matrix product: no stack', weight='bold', ha='left')
+    p.heading(294, 'one matrix product: no stack')
     y = 374
     _product(p, 76, 200, y, ('x.t()', 'n_in', 'n', VALUE), ('g', 'n', 'n_out', GRAD))
     p.text(290, y, '=', size=LARGE)
     _block(p, 394, y, 'w.g', 'n_in', 'n_out', color=GRAD)
     p.text(394, y + 86, one, size=LARGE, weight='bold')
-    p.text(16, y + 86, "x.t() @ g, or einsum('ij,ik->jk', x, g)", size=SMALL, ha='left')
+    p.note(16, y + 86, "x.t() @ g, or einsum('ij,ik->jk', x, g)")
     p.rule(486)
-    p.text(16, 510, 'memory of what is made', weight='bold', ha='left')
-    for y, s, dims in ((540, f'the stack: {many}, {n:,} times as much', (n, n_in, n_out)), (576, f'the matrix product: {one}', (n_in, n_out))):
-        share = dims[0]/n if len(dims) == 3 else 1/n
-        p.box(16, y - 11, max(418*share, 1.6), 22, edge=GRAD, dashed=share > .1, r=1)
-        p.text(*((26, y) if share > .1 else (28, y)), s, size=SMALL, ha='left')
-    p.text(16, 606, f'n = {n:,}, n_in = {n_in}, n_out = {n_out}, float32', size=SMALL, ha='left')
+    p.heading(510, 'memory of what is made')
+    for y, s, share in ((540, f'the stack: {many}, {n:,} times as much', 1), (576, f'the matrix product: {one}', 1/n)):
+        p.box(16, y - 11, max(418*share, 1.6), 22, edge=GRAD, dashed=share == 1, r=1) # to scale, the second would not be seen at all
+        p.note(27, y, s)
+    p.note(16, 606, f'n = {n:,}, n_in = {n_in}, n_out = {n_out}, float32')
     return p
 
 
@@ -383,14 +380,14 @@ def _moments(size, depth=50, width=256, n=200):
 def kaiming_depth():
     p = Picture('The size of activations and gradients by depth, for three sizes of weights', 'Two charts over fifty layers, on a logarithmic scale. With weights of variance 2/n_in the mean of the squares stays near 1, '
                 'forward for the activations and backward for the gradients. With half that variance it is halved in every layer, with twice that variance doubled.', 630)
-    p.text(16, 26, 'weights of variance 2/n_in keep the size', weight='bold', ha='left')
-    p.text(16, 48, 'fifty layers of 256 units with ReLU', size=SMALL, ha='left')
+    p.heading(26, 'weights of variance 2/n_in keep the size')
+    p.note(16, 48, 'fifty layers of 256 units with ReLU')
     sizes = [('4/n_in', 2**.5, 's'), ('2/n_in', 1., 'o'), ('1/n_in', .5**.5, '^')]
     runs = [_moments(size) for _, size, _ in sizes]
     for (_, size, _), (acts, grads) in zip(sizes, runs): # what the description says: size**2 in each of fifty layers, but for luck
         for o in (acts[-1]/acts[0], grads[0]/grads[-1]): assert abs(log10(o) - 100*log10(size)) < 1.5, f'{size}: {o}'
     for way, (top, color, what) in enumerate(((102, VALUE, 'forward: activations, mean of squares'), (376, GRAD, 'backward: gradients, mean of squares'))):
-        p.text(16, top - 18, what, size=SMALL, color=color, weight='bold', ha='left')
+        p.heading(top - 18, what, size=SMALL, color=color)
         ax_x = 86 if way else 64 # the curves end where their names stand
         ax = p.axes(ax_x, top, 300, 190, right=bool(way))
         ax.set(xlim=(0, 50), ylim=(-18, 18), xticks=range(0, 51, 10), yticks=(-15, 0, 15), yticklabels=('1e\u221215', '1', '1e15'))
@@ -428,7 +425,7 @@ def broadcast_trap():
         for dy, s, kw in ((-32, word, dict(weight='bold')), (-10, 'mean of', dict(size=SMALL)), (8, 'squares', dict(size=SMALL)),
                           (33, f'{sum(o*o for o in diffs)/len(diffs):g}', dict(size=LARGE, weight='bold'))): p.text(405, y + dy, s, **kw)
 
-    p.text(16, 26, 'The trap: a column minus a row', weight='bold', ha='left')
+    p.heading(26, 'The trap: a column minus a row')
     y = 92
     equation(y, ('output', 'targ', ''), ('(n, 1)', '(n,)', '(n, n)'), side)
     copies(left[0], y, [(i, j, output[i]) for i in range(n) for j in range(1, n)])
@@ -438,9 +435,9 @@ def broadcast_trap():
     grid = [[a - b for b in targ] for a in output]
     block(left[2], y, grid, color=INK, strong=lambda i, j: i == j)
     verdict(y + side/2, 'wrong', [o for row in grid for o in row])
-    p.text(16, y + side + 20, 'gray: the copies that broadcasting adds', size=SMALL, color=PALE, ha='left')
+    p.note(16, y + side + 20, 'gray: the copies that broadcasting adds', color=PALE)
     p.rule(236)
-    p.text(16, 262, 'What was meant: a row minus a row', weight='bold', ha='left')
+    p.heading(262, 'What was meant: a row minus a row')
     y = 330
     equation(y, ('output[:,0]', 'targ', ''), ('(n,)', '(n,)', '(n,)'), cell)
     diffs = [a - b for a, b in zip(output, targ)]
@@ -486,7 +483,7 @@ def closures():
     p = Picture('Closures: every forward leaves a function behind that remembers the way back', 'Three layers in a row. Each forward hands its output on and returns a function backward, drawn as a box that keeps what it needs: X and w, or where X was positive. '
                 'From the loss the gradient Yg goes through these functions from the last to the first, and each linear one adds to w.gradient and b.gradient.', 424)
     c, w, top, low, end = [102, 216, 330], 92, 88, 226, 362
-    p.text(16, 26, 'forward: each layer leaves a function behind', size=SMALL, color=VALUE, ha='left')
+    p.note(16, 26, 'forward: each layer leaves a function behind', color=VALUE)
     for y, name, color in ((top, 'X', VALUE), (low, 'Xg', GRAD)): p.text(20, y, name, size=LARGE, color=color, weight='bold')
     for x, name, kept in zip(c, ('Linear', 'Relu', 'Linear'), ('X and w', 'X > 0', 'X and w')):
         p.box(x - w/2, top - 28, w, 56, edge=VALUE)
@@ -498,7 +495,7 @@ def closures():
         p.box(x - w/2 + 8, low - 13, w - 16, 52, edge=VALUE, fill=WHITE, lw=1.2)
         p.text(x, low + 3, 'keeps', size=SMALL)
         p.text(x, low + 23, kept, size=SMALL, color=VALUE, weight='bold')
-    p.text(c[0] + 8, (top + low)/2 - 10, 'returns', size=SMALL, ha='left')
+    p.note(c[0] + 8, (top + low)/2 - 10, 'returns')
     p.box(398, top - 18, 44, 36, edge=INK)
     p.text(420, top, 'loss')
     for a, b in ((37, c[0] - w/2 - 2), *((a + w/2 + 2, b - w/2 - 2) for a, b in zip(c, c[1:]))):
@@ -509,7 +506,7 @@ def closures():
     p.text(412, low - 62, 'Yg', color=GRAD, weight='bold', ha='right')
     for x in (c[0], c[2]):
         p.arrow((x, low + 51), (x, end - 29), color=GRAD)
-        p.text(x + 10, (low + end)/2 + 8, 'adds', size=SMALL, color=GRAD, ha='left')
+        p.note(x + 10, (low + end)/2 + 8, 'adds', color=GRAD)
         p.box(x - w/2, end - 26, w, 52, edge=PARAM, lw=2.6)
         p.text(x, end - 11, 'w.gradient', size=SMALL, color=GRAD)
         p.text(x, end + 11, 'b.gradient', size=SMALL, color=GRAD)

@@ -49,6 +49,14 @@ class Picture:
         "One line of text, centered at height `y`."
         self.ax.text(x, y + .36*size, s, size=size, color=LETTERS.get(color, color), weight=weight, ha=ha, va='baseline', zorder=zorder, **kw)
 
+    def note(self, x, y, s, **kw):
+        "A small line of text that begins at `x`."
+        self.text(x, y, s, size=SMALL, ha='left', **kw)
+
+    def heading(self, y, s, **kw):
+        "What the part of the picture below shows."
+        self.text(16, y, s, weight='bold', ha='left', **kw)
+
     def upright(self, x, y, s, **kw):
         "A line of text that is read from below, its middle at `y`."
         self.ax.text(x, y, s, size=SMALL, color=INK, ha='center', va='baseline', rotation=90, rotation_mode='anchor', zorder=9, **kw)
@@ -138,7 +146,7 @@ class Picture:
         "What the lines mean, one below the other."
         for i, (name, color) in enumerate(names):
             self.line((x, y + 22*i), (x + 26, y + 22*i), color=color, lw=3.4 if color == PARAM else 2.2, dashed=color == GRAD)
-            self.text(x + 34, y + 22*i, name, size=SMALL, color=color, ha='left')
+            self.note(x + 34, y + 22*i, name, color=color)
 
     def save(self, path):
         "Write the SVG with text as text, with its title and description, and with nothing of today or of this machine in it."
