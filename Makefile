@@ -3,13 +3,14 @@ PYTHON ?= python3
 NB ?=
 JOBS ?= 2
 ONLY ?=
+ROUNDS ?= 31
 SESSION ?=
 BIN := .venv/bin
 READY := .venv/.ready
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test mutants doctor wheel accuracy readme export notebooks images clean distclean
+.PHONY: help run lab test mutants doctor bench wheel accuracy readme export notebooks images clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
@@ -46,6 +47,10 @@ mutants: $(READY)  ## put faults into what goes back, one at a time: who notices
 
 doctor: $(READY)  ## try check_layer: false alarms, each fault caught and named, other checks beside it, into results/ (long; QUICK=1: minutes)
 	$(BIN)/python tools/doctor_trials.py --jobs $(JOBS) $(if $(QUICK),--quick)
+
+bench: $(READY)  ## time of a training step: ours, torch, torch.compile, JAX, numpy, into results/ (all of MNIST; some minutes, on a free machine)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' -c constraints.txt
+	$(BIN)/python tools/bench.py --rounds $(ROUNDS)
 
 wheel: $(READY)  ## build the wheel and try it in an empty environment without network
 	$(BIN)/pytest -s -m wheel tests/test_wheel.py

@@ -18,7 +18,7 @@ setup(
     classifiers=[f"Development Status :: {statuses[cfg['status']]}", f"Intended Audience :: {cfg['audience']}",
                  f"Natural Language :: {cfg['language']}", 'Programming Language :: Python :: 3'],
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'bench')},
     # The embedded sample lies in data/ in the repository and inside the package once it is installed.
     packages=['fb_pass', 'fb_pass.data'], package_dir={'fb_pass': 'fb_pass', 'fb_pass.data': 'data'},
     package_data={'fb_pass.data': ['mnist_sample.npz', 'README.md']},

@@ -2,8 +2,8 @@
 
 What is drawn, in the language of tools/picture.py. Where a picture shows numbers, the package computes them here, with a fixed seed.
 """
-import sys
-from math import log10
+import json, sys
+from math import ceil, log10
 from pathlib import Path
 
 import torch
@@ -514,6 +514,42 @@ def closures():
     return p
 
 
+# Speed, as `make bench` has measured it
+
+def speed():
+    kept = json.loads((Path(__file__).resolve().parent.parent/'results'/'speed.json').read_text(encoding='utf-8'))
+    case = kept['cases']['784-50-10, batch of 64']
+    rows = sorted((o['median']/case['ours']['median'], k) for k, o in case.items())
+    bars, most = 66, max(1., rows[-1][0])
+    charts = [(name, kept['growth'][name]) for name in ('batch', 'width', 'depth')]
+    top = bars + 30*len(rows) + 92
+    p = Picture('The time of one training step', 'Above: bars for the time of one step of 784-50-10 with a batch of 64, as multiples of ours: ' + ', '.join(f'{k} {r:.2f}' for r, k in rows)
+                + '. Below: how the time grows with the batch, the width and the depth, on logarithmic axes, for ours, for torch and for the matrix products alone.', top + 3*196 + 10)
+    p.heading(26, 'one step of 784-50-10, batch of 64')
+    p.note(16, 48, 'time as a multiple of ours')
+    for i, (r, k) in enumerate(rows):
+        y, mine = bars + 30*i, k == 'ours'
+        p.note(16, y + 11, k, color=VALUE if mine else INK, weight='bold' if mine else 'normal')
+        p.box(190, y, 200*r/most, 22, edge=VALUE if mine else PALE, fill=VALUE if mine else None, r=1)
+        p.text(200 + 200*r/most, y + 11, f'{r:.2f}', size=SMALL, ha='left', color=VALUE if mine else INK)
+    p.rule(top - 74)
+    p.heading(top - 50, 'how the time grows')
+    styles = {'ours': (VALUE, 'o', '-'), 'torch eager': (GRAD, 's', DASHES), 'all matrix products': (PALE, '^', (0, (1, 2)))}
+    for i, (k, (color, mark, ls)) in enumerate(styles.items()):
+        x = (16, 96, 226)[i]
+        p.ax.plot([x, x + 22], [top - 26]*2, color=color, ls=ls, lw=2, marker=mark, ms=7, mfc=WHITE, mew=1.6, markevery=[1])
+        p.note(x + 32, top - 26, k, color=color)
+    for i, (name, o) in enumerate(charts):
+        y = top + 196*i
+        ax = p.axes(64, y, 300, 140)
+        least = min(min(o[k]['seconds']) for k in styles)
+        for k, (color, mark, ls) in styles.items(): ax.plot(range(len(o['at'])), [log10(t/least) for t in o[k]['seconds']], color=color, ls=ls, lw=2, marker=mark, ms=7, mfc=WHITE, mew=1.6, clip_on=False)
+        tall = max(1, ceil(max(log10(max(o[k]['seconds'])/least) for k in styles)))
+        ax.set(xlim=(0, len(o['at']) - 1), ylim=(0, tall), xticks=range(len(o['at'])), xticklabels=o['at'], yticks=range(tall + 1), yticklabels=[f'{10**t}x' for t in range(tall + 1)])
+        p.text(214, y + 172, {'batch': 'examples in a batch', 'width': 'hidden units', 'depth': 'hidden layers'}[name], size=SMALL)
+    return p
+
+
 PICTURES = {f'path_{o.split()[1]}': lambda o=o: room_path(o.split()[1]) for o in (GUARD, *PATH)}
 PICTURES |= {
     'hero': hero,
@@ -526,6 +562,7 @@ PICTURES |= {
     'broadcast_trap': broadcast_trap,
     'finite_difference': finite_difference,
     'closures': closures,
+    'speed': speed,
 }
 
 def draw_all(folder):

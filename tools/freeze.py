@@ -38,6 +38,6 @@ if __name__ == '__main__':
     ini = ConfigParser(delimiters=['='])
     ini.read(Path(__file__).parent.parent/'settings.ini', encoding='utf-8')
     cfg = ini['DEFAULT']
-    reqs = f"{cfg['requirements']} {cfg['dev_requirements']}".split()
+    reqs = ' '.join(cfg[k] for k in ('requirements', 'dev_requirements', 'bench_requirements')).split()
     print(header.format(python=platform.python_version(), oldest=cfg['min_python']), end='')
     for name in sorted(installed(reqs, {''}, {})): print(pin(name, cfg['min_python']))
