@@ -348,7 +348,7 @@ class _Judge:
         "Should something come back through this call?"
         return any(g is not None and g.any() for g in self.want.get(id(call), {}).values())
 
-# %% ../nbs/17_viewer.ipynb #65bbe12c
+# %% ../nbs/17_viewer.ipynb #9999d98f
 @patch
 def verdict(self:_Judge, back, role, name, t):
     "What is to be said about the gradient of `t` at this point of the way back."
@@ -359,7 +359,9 @@ def verdict(self:_Judge, back, role, name, t):
     later = self.last.get(id(t)) is not back and role != 'comes out'
     if later and role == 'parameter': return 'so far', 'what has come so far: another layer uses it too, and adds to it later'
     found,said = _compared(f'{name}.g', got, want)
-    if found in ('wrong', 'missing') and role != 'comes out': found,said = self.blame(back, found, said, role, name, t)
+    if found in ('wrong', 'missing'):
+        if role != 'comes out': found,said = self.blame(back, found, said, role, name, t)
+        elif self.wrong: found = 'wrong from above' # it has been reported where it was made
     return found, said + (', so far: another use adds to it later' if later else '')
 
 # %% ../nbs/17_viewer.ipynb #ae773e24
