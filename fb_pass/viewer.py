@@ -115,12 +115,12 @@ def _svg(numbers, kind, top, label):
                      f'<text x="{j*w+w/2:g}" y="{i*h+h/2+4.5:g}" text-anchor="middle" font-size="13" font-family="sans-serif" fill="{ink}">{_short(numbers[i,j])}</text>')
     return Safe(f'<svg class="cells" role="img" aria-label="{label}" viewBox="0 0 {cols*w} {rows*h}" style="width:{cols*w}px">{"".join(parts)}</svg>')
 
-# %% ../nbs/17_viewer.ipynb #9badab7d
+# %% ../nbs/17_viewer.ipynb #b0379a6d
 def _picture(numbers, kind, top, label):
     rows,cols = numbers.shape
     if rows <= 6 and cols <= 6: return _svg(numbers, kind, top, label)
-    dot = max(3, 3*(66//max(rows, cols))) # a cell is a multiple of 3 pixels wide, so that its dots are sharp
-    w,h = cols*dot,max(rows*dot, 15)
+    dot = 3*max(1, _SIDE//max(rows, cols)) # a cell is a multiple of 3 pixels wide, so that its dots are sharp
+    w,h = (max(n*min(3*max(1, _SIDE//n), 3*dot), 15) for n in (cols, rows)) # a cell of a narrow table is up to three times as wide as high
     return Img(src=_png(numbers, kind, top), alt=label, cls='cells', style=f'width:{w}px;aspect-ratio:{w}/{h}')
 
 def _heat(cells, kind, name, shape):
@@ -131,7 +131,7 @@ def _heat(cells, kind, name, shape):
     top = size.max() if size.size and size.max() else 1.
     bad = B(f'{cells.bad} not finite', cls='bad') if cells.bad else ''
     return Figure(Figcaption(Code(name), f' {word}'), _picture(cells.numbers, kind, top, f'{word} of {name}, {shape}: {cells.norms}'),
-                  Div(Span(_short(-top)), Span('0'), Span(_short(top)), cls='scale'), P(cells.norms, ' ', bad, cls='norms'),
+                  Div(Span(_short(-top)), ' ', Span('0'), ' ', Span(_short(top)), cls='scale'), P(cells.norms, ' ', bad, cls='norms'),
                   P(cells.note, cls='norms') if cells.note else '', cls=kind)
 
 # %% ../nbs/17_viewer.ipynb #7b1d64a2
@@ -544,7 +544,7 @@ def _summary_html(v, view):
 
 _KEY = 'Blue: values. Red: gradients. The darker, the larger; gray with a white dot or a minus sign is negative. Each picture has its own scale.'
 
-# %% ../nbs/17_viewer.ipynb #d692cd37
+# %% ../nbs/17_viewer.ipynb #64958a64
 _CSS = '''
 & { --ink:#1c2126; --soft:#5a646e; --paper:#fff; --line:#d5dae0; --value:#2a6f97; --grad:#c1121f; --fine:#3d6b21; --tint:#f4f6f8; --alarm:#fdeceb; --doubt:#7a5200;
   all:initial; display:block; color:var(--ink); background:var(--paper); font:15px/1.5 system-ui,sans-serif; border:1px solid var(--line); border-radius:10px; padding:16px; margin:8px 0; overflow-wrap:anywhere }
@@ -558,7 +558,7 @@ _CSS = '''
 & .title { font-size:18px; font-weight:650 } & .norms, & .key, & .shape, & .role, & .path { color:var(--soft); font-size:13px }
 & .said { margin-top:6px } & .said.fine { color:var(--fine) } & .said.doubt { color:var(--doubt); font-weight:600 }
 & .said.alarm { color:var(--grad); background:var(--alarm); border-left:4px solid var(--grad); padding:6px 10px; font-weight:600 }
-& .map { display:grid; grid-template-columns:repeat(var(--layers),minmax(62px,1fr)); gap:6px; margin:12px 0; padding:3px; overflow-x:auto }
+& .map { position:relative; display:grid; grid-template-columns:repeat(var(--layers),minmax(62px,1fr)); gap:6px; margin:12px 0; padding:3px; overflow-x:auto }
 & .way { grid-column:1/-1; color:var(--value); font-size:13px } & .way.back { color:var(--grad); text-align:right }
 & .chip { display:flex; gap:6px; padding:5px 7px; border:1.5px solid var(--hue); border-radius:7px; color:var(--ink); text-decoration:none; font-size:13px; min-width:0 }
 & .chip .name { overflow:hidden; text-overflow:ellipsis; white-space:nowrap } & .number { font-weight:700; color:var(--hue) }
@@ -589,18 +589,18 @@ _CSS_STEPS = '''
 @media print { & .step[hidden] { display:block } & .controls { display:none } }
 '''.strip()
 
-# %% ../nbs/17_viewer.ipynb #1e0065ea
+# %% ../nbs/17_viewer.ipynb #7fe8fd3d
 _JS = '''
 for (const view of document.querySelectorAll('[data-view="ID"]:not(.live)')) {
   const steps = [...view.querySelectorAll('.step')], links = [...view.querySelectorAll('[data-step]')]
-  const bar = view.querySelector('.controls'), slider = bar.querySelector('input'), where = view.querySelector('.where')
-  let now = 0
+  const bar = view.querySelector('.controls'), slider = bar.querySelector('input'), where = view.querySelector('.where'); let now = 0
   const go = i => {
     now = Math.max(0, Math.min(steps.length - 1, i))
     steps.forEach((s, k) => s.hidden = k != now)
     for (const a of links.filter(a => a.matches('.chip'))) {
       a.classList.toggle('past', a.dataset.step <= now)
-      a.dataset.step == now + 1 ? a.setAttribute('aria-current', 'step') : a.removeAttribute('aria-current')
+      a.removeAttribute('aria-current')
+      if (a.dataset.step == now + 1) { a.setAttribute('aria-current', 'step'); a.parentNode.scrollLeft = a.offsetLeft - a.parentNode.clientWidth/2 }
     }
     slider.value = now + 1; where.textContent = steps[now].dataset.where
     slider.setAttribute('aria-valuetext', where.textContent)
