@@ -589,21 +589,19 @@ _CSS_STEPS = '''
 @media print { & .step[hidden] { display:block } & .controls { display:none } }
 '''.strip()
 
-# %% ../nbs/17_viewer.ipynb #7fe8fd3d
+# %% ../nbs/17_viewer.ipynb #f2a4de90
 _JS = '''
 for (const view of document.querySelectorAll('[data-view="ID"]:not(.live)')) {
   const steps = [...view.querySelectorAll('.step')], links = [...view.querySelectorAll('[data-step]')]
   const bar = view.querySelector('.controls'), slider = bar.querySelector('input'), where = view.querySelector('.where'); let now = 0
   const go = i => {
-    now = Math.max(0, Math.min(steps.length - 1, i))
-    steps.forEach((s, k) => s.hidden = k != now)
+    now = Math.max(0, Math.min(steps.length - 1, i)); steps.forEach((s, k) => s.hidden = k != now)
     for (const a of links.filter(a => a.matches('.chip'))) {
       a.classList.toggle('past', a.dataset.step <= now)
       a.removeAttribute('aria-current')
       if (a.dataset.step == now + 1) { a.setAttribute('aria-current', 'step'); a.parentNode.scrollLeft = a.offsetLeft - a.parentNode.clientWidth/2 }
     }
-    slider.value = now + 1; where.textContent = steps[now].dataset.where
-    slider.setAttribute('aria-valuetext', where.textContent)
+    slider.value = now + 1; slider.setAttribute('aria-valuetext', where.textContent = steps[now].dataset.where)
   }
   links.forEach(a => a.addEventListener('click', e => { e.preventDefault(); go(a.dataset.step - 1) }))
   bar.querySelectorAll('button').forEach(b => b.addEventListener('click', () => go(now + +b.value)))
