@@ -226,6 +226,34 @@ def test_a_tensor_used_twice():
     t = rand(3, 2)
     assert show_backward(Product(), t, t).ok
 
+class Fork(Module):
+    "Two ways for one tensor."
+    def __init__(self, *ways): self.children = ways
+    def forward(self, inp): return self.children[0](inp) + self.children[1](inp)
+    def bwd(self, out, inp):
+        for c in self.children: add_grad(c.out, out.g)
+        for c in reversed(self.children): c.backward()
+
+def test_each_use_is_judged_by_what_it_adds():
+    lins = Lin(rand(4, 4), rand(4)), Lin(rand(4, 4, seed=1), rand(4))
+    view = show_backward(Fork(*lins), rand(5, 4))
+    assert view.ok and 'so far: another use' in view.steps[3].panels[1].said
+    class Twice(Lin):
+        def bwd(self, out, inp): out.g = 2*out.g; super().bwd(out, inp)
+    class Gone(Lin):
+        def bwd(self, out, inp): inp.g = None; super().bwd(out, inp)
+    view = show_backward(Fork(lins[0], Twice(*lins[1].params)), rand(5, 4)) # goes back first
+    assert (4, 'inp', 'wrong') in alarms(view) and not any(i == 5 for i, *_ in alarms(view))
+    view = show_backward(Fork(Gone(*lins[0].params), lins[1]), rand(5, 4)) # forgets what the other has left
+    assert alarms(view)[0] == (5, 'inp', 'wrong')
+
+def test_a_gradient_where_none_belongs():
+    class Zero(Module):
+        def forward(self, inp): return 0*inp
+        def bwd(self, out, inp): add_grad(inp, out.g)
+    view = show_backward(Zero(), rand(2, 3))
+    assert alarms(view)[0][1:] == ('inp', 'wrong') and 'should be zero everywhere' in repr(view)
+
 def test_not_a_number_is_said():
     model, x, targ = two_layers()
     x[1, 2] = float('nan')
@@ -285,6 +313,8 @@ def test_images():
     assert cells.numbers.tolist() == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]] and cells.note == '2 of 2 rows, each as 2 × 3'
     assert viewer._cells(t.t(), (2, 3)).numbers.tolist() == cells.numbers.tolist()
     assert viewer._cells(rand(10, 784), (28, 28)).numbers.shape == (56, 56)
+    view = show_backward(mlp(6, 4, 3, generator=gen()), rand(9, 6), torch.arange(9) % 3, image=(2, 3))
+    assert view.steps[0].panels[0].value.note == '9 of 9 rows, each as 2 × 3' and view.steps[-1].panels[2].grad.note == '4 of 4 columns, each as 2 × 3'
     for bad in (28, (28,), (0, 3), (65, 2), ('a', 'b')):
         with pytest.raises(ValueError, match='image is'): show_backward(*two_layers(), image=bad)
 
