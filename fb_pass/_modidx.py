@@ -634,5 +634,6 @@ d = { 'settings': { 'branch': 'main',
                                 'fb_pass.viewer._step_html': ('viewer.html#_step_html', 'fb_pass/viewer.py'),
                                 'fb_pass.viewer._summary_html': ('viewer.html#_summary_html', 'fb_pass/viewer.py'),
                                 'fb_pass.viewer._svg': ('viewer.html#_svg', 'fb_pass/viewer.py'),
+                                'fb_pass.viewer._text': ('viewer.html#_text', 'fb_pass/viewer.py'),
                                 'fb_pass.viewer._title': ('viewer.html#_title', 'fb_pass/viewer.py'),
                                 'fb_pass.viewer.show_backward': ('viewer.html#show_backward', 'fb_pass/viewer.py')}}}

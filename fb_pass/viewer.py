@@ -407,7 +407,7 @@ def _backward_step(b, judge):
     order = sorted(zip(b.call.tensors, b.call.values), key=lambda o: o[0][0] != 'comes out') # what has arrived comes first
     return Step('backward', b.call.path, _title(m), rule.says_back, rule.back, _code(type(m).bwd), [panel(*o) for o in order], b.error or '')
 
-# %% ../nbs/17_viewer.ipynb #22a54377
+# %% ../nbs/17_viewer.ipynb #228c26c5
 class BackwardView:
     "A model's way forward and back, step by step. A notebook shows it as a page; `save` writes it to a file; printed, it is a list of the steps."
     def __init__(self,
@@ -415,6 +415,7 @@ class BackwardView:
         steps: list, # Of `Step`
         notes: list, # What else is wrong, in words
     ): self.title,self.steps,self.notes = title,steps,notes
+    def __repr__(self): return _text(self)
 
     @property
     def failures(self):
@@ -431,14 +432,14 @@ class BackwardView:
 
 _ALARM = ('wrong', 'missing', 'unknown', 'wrong from above')
 
-# %% ../nbs/17_viewer.ipynb #e5189169
-@patch
-def __repr__(self:BackwardView):
-    lines = [self.title]
-    for i,s in enumerate(self.steps, 1):
+# %% ../nbs/17_viewer.ipynb #95913872
+def _text(view):
+    "The lines of a view in print."
+    lines = [view.title]
+    for i,s in enumerate(view.steps, 1):
         found = ', '.join(f'{p.name}.g {p.verdict}' for p in s.panels if p.verdict not in ('', 'constant', 'start'))
         lines.append(f'{i:3} {s.phase:8}  {s.title}' + (f': {found}' if found else '') + (' STOPPED' if s.error else ''))
-    return '\n'.join([*lines, *(f'step {i}: {said}' for i,said in self.failures), *self.notes])
+    return '\n'.join([*lines, *(f'step {i}: {said}' for i,said in view.failures), *view.notes])
 
 # %% ../nbs/17_viewer.ipynb #9d5860b7
 def _dtype(model, args):
@@ -567,9 +568,9 @@ _CSS = '''
 '''.strip()
 _DARK = '--ink:#e8eaed; --soft:#a8b1ba; --paper:#15191d; --line:#3a424a; --value:#7cc0e8; --grad:#ff8a84; --fine:#9fd07c; --tint:#20262c; --alarm:#3a1a1b; --doubt:#f0c060'
 
-# %% ../nbs/17_viewer.ipynb #f6483078
+# %% ../nbs/17_viewer.ipynb #648e504b
 _CSS_STEPS = '''
-& .controls:not([hidden]) { display:flex; gap:10px; align-items:center; padding:8px 0; position:sticky; top:0; background:var(--paper) }
+& .controls:not([hidden]) { display:flex; gap:10px; align-items:center; padding:8px 0; background:var(--paper) } .fb-page & .controls { position:sticky; top:0 }
 & .controls input { flex:1; min-width:60px; accent-color:var(--value) }
 & .controls button { font:inherit; color:var(--ink); background:var(--tint); border:1px solid var(--line); border-radius:7px; padding:6px 14px; cursor:pointer; white-space:nowrap }
 & .step { display:block; border-top:4px solid var(--hue); margin-top:22px; padding-top:12px } & .step[hidden] { display:none }
