@@ -493,7 +493,7 @@ def show_backward(
 
 def _shape(t): return '×'.join(map(str, t.shape)) or 'a number'
 
-# %% ../nbs/17_viewer.ipynb #d91b2d1a
+# %% ../nbs/17_viewer.ipynb #9e2f89e6
 _MARK = dict.fromkeys(('right', 'zero'), '✓ ') | dict.fromkeys(('wrong', 'missing'), '✗ ') | {'wrong from above': '✗ ', 'unknown': '? '}
 _LOOK = dict.fromkeys(('right', 'zero'), 'fine') | dict.fromkeys(('wrong', 'missing', 'wrong from above'), 'alarm') | {'unknown': 'doubt'}
 
@@ -502,8 +502,9 @@ def _panel_html(p, backward):
     shape = '×'.join(map(str, p.shape)) or 'a single number'
     grad = _heat(p.grad, 'grad', f'{p.name}.g', shape) if p.grad else Figure(Figcaption(Code(f'{p.name}.g'), ' gradient'), P(_no_grad(p, backward), cls='none'), cls='grad')
     said = P(_MARK.get(p.verdict, '') + p.said, cls=f'said {_LOOK.get(p.verdict, "")}') if backward else ''
-    head = P(Code(p.name), Span(p.role, cls='role'), Span(f'{shape}, {str(p.dtype)[6:]}', cls='shape'), cls='label')
-    return Div(Div(head, said), _heat(p.value, 'value', p.name, shape), grad, cls='panel')
+    head = P(Code(p.name), Span(p.role, cls=f'role {p.role}'), Span(f'{shape}, {str(p.dtype)[6:]}', cls='shape'), cls='label')
+    beside,below = ('', said) if p.verdict in _ALARM else (said, '') # what is wrong has the whole width
+    return Div(Div(head, beside), _heat(p.value, 'value', p.name, shape), grad, below, cls='panel')
 
 def _no_grad(p, backward):
     if p.verdict == 'start': return '1'
@@ -568,7 +569,7 @@ _CSS = '''
 '''.strip()
 _DARK = '--ink:#e8eaed; --soft:#a8b1ba; --paper:#15191d; --line:#3a424a; --value:#7cc0e8; --grad:#ff8a84; --fine:#9fd07c; --tint:#20262c; --alarm:#3a1a1b; --doubt:#f0c060'
 
-# %% ../nbs/17_viewer.ipynb #648e504b
+# %% ../nbs/17_viewer.ipynb #69daa867
 _CSS_STEPS = '''
 & .controls:not([hidden]) { display:flex; gap:10px; align-items:center; padding:8px 0; background:var(--paper) } .fb-page & .controls { position:sticky; top:0 }
 & .controls input { flex:1; min-width:60px; accent-color:var(--value) }
@@ -579,7 +580,7 @@ _CSS_STEPS = '''
 & pre { background:var(--tint); border-radius:7px; padding:10px 12px; white-space:pre-wrap } & pre code { font-size:12.5px }
 & .rule { border-left:4px solid var(--hue); padding:4px 14px; margin-top:8px } & .formula { font:italic 18px/1.6 Cambria,Georgia,serif }
 & sub, & sup { font-size:70%; line-height:0 }
-& .panel { display:grid; grid-template-columns:minmax(190px,1fr) 1.4fr 1.4fr; gap:6px 20px; border-top:1px solid var(--line); padding:12px 0 } & .label { display:flex; flex-wrap:wrap; gap:2px 12px; align-items:baseline } & .label code { font-size:16px; font-weight:700 }
+& .panel { display:grid; grid-template-columns:minmax(190px,1fr) 1.4fr 1.4fr; gap:6px 20px; border-top:1px solid var(--line); padding:12px 0 } & .label { display:flex; flex-wrap:wrap; gap:2px 12px; align-items:baseline } & .label code { font-size:16px; font-weight:700 } & .parameter { border-bottom:2px solid #6a994e } & .panel > .said { grid-column:1/-1; margin:0 }
 & figure { min-width:0 }
 & figure.value { --hue:var(--value) } & figure.grad { --hue:var(--grad) } & figcaption { color:var(--hue); font-size:13px }
 & .cells { display:block; max-width:100%; height:auto; image-rendering:pixelated; background:#fff; border:1px solid var(--line); margin:3px 0 }
