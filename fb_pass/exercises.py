@@ -82,11 +82,11 @@ def _is_blank(o):
     if isinstance(o, (list, tuple, set, str)): return not len(o) or not isinstance(o, str) and any(map(_is_blank, o))
     return o is None or o is ...
 
-# %% ../nbs/18_exercises.ipynb #f5577141
+# %% ../nbs/18_exercises.ipynb #b016ea59
 def _codes(o):
     "Code objects of a function, of a class and of a collection of them, with what is defined inside."
     if isinstance(o, dict): o = list(o.values())
-    if isinstance(o, type): o = [getattr(v, '__func__', getattr(v, 'fget', v)) for v in vars(o).values()]
+    if isinstance(o, type): o = [getattr(v, '__func__', getattr(v, 'fget', v)) for v in vars(o).values() if not isinstance(v, type)]
     if isinstance(o, (list, tuple)): return [c for v in o for c in _codes(v)]
     code = o if isinstance(o, CodeType) else getattr(getattr(o, '__func__', o), '__code__', None)
     return [code, *_codes([c for c in code.co_consts if isinstance(c, CodeType)])] if code else []
@@ -139,20 +139,23 @@ def check_exercise(
         try: return Verdict(name, 'right', ex.check(answer))
         except Exception as e: return _verdict_of(e, ex, answer)
 
-# %% ../nbs/18_exercises.ipynb #226bdb87
+# %% ../nbs/18_exercises.ipynb #5ffadbc6
 def ask_grad(
     got, # The gradient of the answer, or None
     want: torch.Tensor, # The right one
     name: str='gradient', # What to call it
     hint: str='', # What to say besides
-    **context, # `values`, `grads` and what else `explain_grad` takes: where to look for the reason
+    values: dict=None, # Name -> tensor that the forward has seen or made, as for `explain_grad`
+    grads: dict=None, # Name -> another gradient, for instance of the output
+    terms: dict=None, # Name of a use -> what it contributes; they add up to `want`
+    paths: dict=None, # Name of a use further on -> what comes through it
 ):
     "Check a gradient. Raises AssertionError that says how it differs, and what it looks like."
     if got is not None and not isinstance(got, torch.Tensor): raise AssertionError(f'`{name}` is a {type(got).__name__}, expected a tensor {tuple(want.shape)}. {hint}'.strip())
     try: check_grad(got, want, name=name)
     except AssertionError as e:
-        found = explain_grad(got, want, name=name, **context)
-        text = '' if got is None or found.cause == 'unknown' else f'What it looks like: {found.text}.'
+        found = explain_grad(got, want, name=name, values=values, grads=grads, terms=terms, paths=paths)
+        text = '' if got is None or found.cause == 'unknown' else f'What it looks like: {found.text}'
         raise AssertionError('\n'.join(o for o in (str(e), text, hint) if o)) from None
 
 # %% ../nbs/18_exercises.ipynb #ec132918
