@@ -79,8 +79,11 @@ def test_notebook_shows_these_verdicts(room, number):
         assert len(texts) == 1 and texts[0].startswith(opening), f'{texts}: make notebooks NB={room}'
 
 @each_exercise
-def test_solution_is_folded_in_jupyterlab(room, number):
-    assert find(room, number).solutions[0].metadata.get('jupyter', {}).get('source_hidden')
+def test_solution_is_folded(room, number):
+    "On the site by the directives, in JupyterLab by the metadata; and what the check says to it, since that tells a lot."
+    cell = find(room, number).solutions[0]
+    assert '#| output: false' in cell.source.splitlines()[:3]
+    assert cell.metadata.get('jupyter') == {'source_hidden': True, 'outputs_hidden': True}
 
 @pytest.mark.parametrize('name', registry)
 def test_exercise_has_common_mistakes(name): assert len(registry[name].wrong) >= 2

@@ -7,11 +7,12 @@ import nbformat
 from fastcore.script import Param, call_parse
 
 root = Path(__file__).resolve().parent.parent
-folded = '#| code-fold: true\n#| code-summary: "Solution"\n'
+folded = {'#| code-fold: true', '#| code-summary: "Solution"'}
 
 def is_solution(cell):
     "Whether a cell is a folded solution, or the folded derivation that stands before it."
-    return cell.source.startswith(folded if cell.cell_type == 'code' else '<details><summary>Solution</summary>')
+    if cell.cell_type == 'code': return folded <= set(cell.source.splitlines()[:3])
+    return cell.source.startswith('<details><summary>Solution</summary>')
 
 def is_check(cell): return cell.cell_type == 'code' and not is_solution(cell) and re.search(r"^check_exercise\('\d\d\.\d', \w+\)\s*\Z", cell.source, re.M)
 
@@ -35,9 +36,9 @@ def read_exercises(nb):
     return before, found
 
 def fold(nb):
-    "Fold the solutions in JupyterLab, too."
+    "Fold the solutions and what is said about them in JupyterLab, too, as the site does."
     for cell in section(nb):
-        if is_solution(cell) and cell.cell_type == 'code': cell.metadata.setdefault('jupyter', {})['source_hidden'] = True
+        if is_solution(cell) and cell.cell_type == 'code': cell.metadata.update(jupyter={'source_hidden': True, 'outputs_hidden': True})
     return nb
 
 def for_class(nb):
