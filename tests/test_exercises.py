@@ -63,13 +63,21 @@ def test_empty_answer_is_met_politely(room, number, names):
     e = find(room, number)
     for cell in e.given: run(cell.source, names)
     verdict = run(e.checks[0].source, names)
-    assert verdict.state == 'empty' and registry[verdict.name].task in str(verdict), verdict
+    task = registry[verdict.name].task
+    assert verdict.state == 'empty' and task in str(verdict), verdict
 
 @each_exercise
 def test_solution_is_right(room, number, names):
     e = find(room, number)
     for cell in (*e.given, *e.solutions): verdict = run(cell.source, names)
     assert verdict.state == 'right' and verdict.text.strip(), verdict
+
+@each_exercise
+def test_tuple_that_is_too_short_is_refused(room, number, names):
+    e = find(room, number)
+    for cell in (*e.given, *e.solutions): verdict = run(cell.source, names)
+    answer = names[re.search(r"check_exercise\('\d\d\.\d', (\w+)\)", e.checks[0].source)[1]]
+    if isinstance(answer, tuple): assert not check_exercise(verdict.name, answer[:-1]), 'one value is missing'
 
 @each_exercise
 def test_notebook_shows_these_verdicts(room, number):
@@ -119,11 +127,13 @@ def test_class_gets_no_solutions(room):
     nb = notebooks[room]
     bare = for_class(nb)
     solutions = [o.source for o in section(nb) if is_solution(o)]
-    assert len(bare.cells) == len(nb.cells) - len(solutions) and solutions
+    removed = len(nb.cells) - len(bare.cells)
+    assert removed == len(solutions) > 0
     assert not any('code-summary: "Solution"' in o.source or '<summary>Solution' in o.source for o in bare.cells)
     assert not any(o.outputs for o in section(bare) if o.cell_type == 'code')
     outside = lambda nb: [o for o in nb.cells if o not in section(nb)]
-    assert outside(bare) == outside(nb), 'something else has changed'
+    same = outside(bare) == outside(nb) # compared here, so that a failure does not print both notebooks
+    assert same, 'something else has changed'
 
 def test_class_gets_all_notebooks_but_the_answers(tmp_path, capsys):
     main.__wrapped__([], str(tmp_path))
