@@ -10,7 +10,7 @@ READY := .venv/.ready
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test mutants doctor bench wheel accuracy readme export notebooks images clean distclean
+.PHONY: help run lab test mutants doctor bench wheel accuracy readme export notebooks exercises images clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
@@ -68,11 +68,14 @@ export: $(READY)  ## write the package from the notebooks
 notebooks: export  ## execute the notebooks in place, as they are committed (or some: make notebooks NB=05_backward)
 	@$(BIN)/python tools/run_notebooks.py $(NB) --out nbs
 
+exercises: $(READY)  ## write the notebooks without solutions, for a class, into _exercises/
+	@$(BIN)/python tools/make_exercises.py $(NB)
+
 images: $(READY)  ## draw the pictures in images/
 	$(BIN)/python tools/draw_images.py
 
 clean:  ## remove what the commands wrote, except .venv
-	rm -rf _run _proc _docs build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf _run _exercises _proc _docs build dist *.egg-info .pytest_cache .hypothesis
 	find fb_pass tools tests nbs -name __pycache__ -prune -exec rm -rf {} +
 	find nbs -name .ipynb_checkpoints -prune -exec rm -rf {} +
 

@@ -1,5 +1,5 @@
 "Measure the hand-written training step against everybody else's, in one process and taking turns; keep the result in results/speed.json."
-import json, math, os, platform, statistics, subprocess, sys, time
+import json, math, os, platform, random, statistics, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from contenders import STEPS
 root = Path(__file__).resolve().parent.parent
 console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 SMALL = 784, 50, 10
+REST = 0.1 # seconds
 NETS = {'784-50-10, batch of 64': (SMALL, 64), '784-50-10, batch of 512': (SMALL, 512),
         'deeper, 784-50-50-50-50-10, batch of 64': ((784, 50, 50, 50, 50, 10), 64), 'wider, 784-500-10, batch of 64': ((784, 500, 10), 64)}
 SWEEPS = {'batch': [(SMALL, n) for n in (16, 64, 256, 1024, 4096)], 'width': [((784, h, 10), 64) for h in (16, 64, 256, 1024, 2048)],
@@ -45,15 +46,16 @@ def same_results(makers, sizes, x, y, steps=3):
             if not worst < 1e-4: sys.exit(f'{name} computes something else than {next(iter(makers))}: a relative difference of {worst:.1g}')
 
 def take_turns(fns, threads, rounds, turn=0.03, label=''):
-    """Seconds of one call, a list for each function. They take turns, each `turn` seconds long, in an order that goes round.
-    A library's threads go on waiting for work for some time after its last call, and would be in the way of the next: so there is a rest between two turns."""
+    """Seconds of one call, a list for each function. They take turns, each `turn` seconds long, in a new random order in every round.
+    A library's threads go on looking for work for some time after its last call, and would be in the way of the next: so there is a rest before each turn."""
     timers = {k: Timer('f()', globals=dict(f=f), num_threads=threads) for k,f in fns.items()}
-    calls = {k: max(1, math.ceil(turn/t.timeit(3).median)) for k,t in timers.items()}
-    seconds,names = {k: [] for k in fns},list(fns)
-    for r in track(range(rounds), label, console=console, transient=True, disable=not console.is_terminal):
-        for k in names[r % len(names):] + names[:r % len(names)]:
-            time.sleep(turn)
-            fns[k]()
+    calls = {k: max(1, math.ceil(turn/t.timeit(3).median)) if turn else 1 for k,t in timers.items()} # without a length, one call is a turn
+    seconds,rng = {k: [] for k in fns},random.Random(0)
+    for _ in track(range(rounds), label, console=console, transient=True, disable=not console.is_terminal):
+        for k in rng.sample(list(fns), len(fns)):
+            time.sleep(REST)
+            if turn:
+                for _ in range(max(3, calls[k]//5)): fns[k]() # fill the caches, wake the processor
             seconds[k].append(timers[k].timeit(calls[k]).median)
     return seconds
 
