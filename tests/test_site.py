@@ -1,5 +1,5 @@
 "The site in a real browser. Nothing goes to the net: pages come from _docs under the address they will have, KaTeX from a copy of its release."
-import json, os, re, shutil
+import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -35,14 +35,20 @@ def browser():
         yield b
         b.close()
 
+# Reading the clipboard back can wait for ever where other programs have one too.
+remember_copies = """const write = navigator.clipboard.writeText.bind(navigator.clipboard)
+navigator.clipboard.writeText = text => write(text).then(() => { window.copied = text })"""
+
 class Visit:
     "A tab of the browser, and all that went wrong in it."
     def __init__(self, browser, width=1300, scheme='light'):
         self.width, self.wrong = width, []
         self.context = browser.new_context(viewport={'width': width, 'height': SIZES[width]}, color_scheme=scheme, reduced_motion='reduce')
-        self.context.grant_permissions(['clipboard-read', 'clipboard-write'])
+        self.context.grant_permissions(['clipboard-write'])
+        self.context.add_init_script(remember_copies)
         self.context.route('**/*', self.answer)
         self.tab = self.context.new_page()
+        self.tab.set_default_timeout(15_000)
         self.tab.on('console', lambda m: m.type in ('error', 'warning') and self.wrong.append(f'console: {m.text}'))
         self.tab.on('pageerror', lambda e: self.wrong.append(f'script: {e}'))
         self.tab.on('requestfailed', lambda r: self.wrong.append(f'request failed: {r.url[:200]}'))
@@ -88,6 +94,22 @@ def soup(stem, seen={}):
     "A page as it is in the file, before any script."
     if stem not in seen: seen[stem] = BeautifulSoup((DOCS/f'{stem}.html').read_text(encoding='utf-8'), 'html.parser')
     return seen[stem]
+
+def test_quarto_is_taken_where_there_is_one(tmp_path):
+    "By way of nbdev_docs, and README.md stays what it is. Quarto is played by smalldocs."
+    for o in ('nbs', 'fb_pass', 'images', 'tools'): shutil.copytree(root/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__', 'nbdev.yml'))
+    for o in ('settings.ini', 'setup.py', 'README.md'): shutil.copy(root/o, tmp_path)
+    os.utime(tmp_path/'README.md', (0, 0))
+    quarto, asked = tmp_path/'bin'/'quarto', tmp_path/'asked'
+    quarto.parent.mkdir()
+    quarto.write_text(f'#!/bin/sh\necho "$@" >> {asked}\nexec {Path(sys.executable).parent}/smalldocs render .\n')
+    quarto.chmod(0o755)
+    env = os.environ | {'PATH': f"{quarto.parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run([sys.executable, 'tools/build_docs.py'], cwd=tmp_path, env=env, check=True, stdin=subprocess.DEVNULL)
+    assert asked.read_text().split() == ['render', '--no-cache']
+    assert (tmp_path/'README.md').read_bytes() == (root/'README.md').read_bytes()
+    built = {p.relative_to(tmp_path/'_docs') for p in (tmp_path/'_docs').glob('**/*.*')}
+    assert built == {p.relative_to(DOCS) for p in DOCS.glob('**/*.*')}
 
 def test_every_notebook_is_a_page_and_nothing_else():
     assert sorted(p.stem for p in DOCS.glob('**/*.html')) == sorted(STEMS)
@@ -150,22 +172,25 @@ def test_page_is_accessible(page):
     "Contrast, words for pictures, names of controls, the keyboard and more."
     assert not (found := axe(page.tab)), found
 
+@pytest.mark.parametrize('page', [(o, 1300) for o in STEMS], indirect=True, ids=lambda o: o[0])
 def test_page_is_legible_in_the_dark(page):
     page.tab.emulate_media(color_scheme='dark')
-    page.tab.wait_for_timeout(100)
+    page.tab.wait_for_timeout(200)
     assert shade(page.tab) < 60
     found = axe(page.tab, 'color-contrast')
     page.tab.emulate_media(color_scheme='light')
+    page.tab.wait_for_timeout(200)
     assert not found, found
 
 def test_code_copies(page):
     "The code in the middle of the page, as it is in the notebook."
-    box = page.tab.locator('main .code-copy-outer-scaffold:has(pre.cell-code)')
+    box = page.tab.locator('main .code-copy-outer-scaffold:has(pre.cell-code) >> visible=true')
     assert box.count() > 3
     one = box.nth(box.count()//2)
     one.hover()
     one.locator('.code-copy-button').click()
-    copied = page.tab.evaluate('navigator.clipboard.readText()').strip()
+    page.tab.wait_for_function('window.copied', timeout=5000)
+    copied = page.tab.evaluate('window.copied').strip()
     assert copied and any(copied in o for o in cells(page.stem, 'code')), copied
 
 def wide(tab, width):
