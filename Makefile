@@ -7,13 +7,15 @@ ROUNDS ?= 31
 SESSION ?=
 BIN := .venv/bin
 READY := .venv/.ready
+KATEX := .venv/katex/package
+PORT ?= 8000
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test mutants doctor bench wheel accuracy readme export notebooks exercises images clean distclean
+.PHONY: help run lab test mutants doctor bench wheel docs docs-serve test-site badges accuracy readme export notebooks exercises images clean distclean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
 
 # An interrupted set-up leaves no stamp and is made again. Python older than settings.ini asks for would fail much later and say less.
 $(READY): settings.ini setup.py constraints.txt
@@ -55,6 +57,24 @@ bench: $(READY)  ## time of a training step: ours, torch, torch.compile, JAX, nu
 wheel: $(READY)  ## build the wheel and try it in an empty environment without network
 	$(BIN)/pytest -s -m wheel tests/test_wheel.py
 
+docs: $(READY)  ## build the site into _docs/ (by Quarto where it is installed, else by smalldocs)
+	@$(BIN)/python tools/build_docs.py
+
+docs-serve: docs  ## show the site at http://localhost:8000 (PORT=... for another)
+	$(BIN)/python -m http.server --bind localhost --directory _docs $(PORT)
+
+# The release of KaTeX that the pages ask a third party for, to be served to the browser under test, which sees no net.
+$(KATEX): $(READY)
+	@command -v npm >/dev/null || { echo 'make test-site needs npm for the files of KaTeX: apt-get install npm' >&2; exit 1; }
+	@rm -rf $(@D) && mkdir -p $(@D)
+	cd $(@D) && npm pack --silent katex@$$(../bin/python -c 'from smalldocs.layout import KATEX; print(KATEX.split("@")[1].split("/")[0])') | xargs tar xzf
+
+test-site: docs $(KATEX)  ## build the site and try every page in Chromium; pictures of the pages are left in _screenshots/
+	$(BIN)/pytest -m site tests/test_site.py
+
+badges: $(READY)  ## write badges and neighbors into the notebooks, from settings.ini and nbs/sidebar.yml (SOURCES=folder: into others)
+	@$(BIN)/python tools/badges.py $(SOURCES)
+
 accuracy: $(READY)  ## train over five seeds, by hand and by torch, into results/ (all of MNIST; a while)
 	$(BIN)/python tools/accuracy.py
 
@@ -75,7 +95,7 @@ images: $(READY)  ## draw the pictures in images/
 	$(BIN)/python tools/draw_images.py
 
 clean:  ## remove what the commands wrote, except .venv
-	rm -rf _run _exercises _proc _docs build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf _run _exercises _proc _docs _screenshots build dist *.egg-info .pytest_cache .hypothesis
 	find fb_pass tools tests nbs -name __pycache__ -prune -exec rm -rf {} +
 	find nbs -name .ipynb_checkpoints -prune -exec rm -rf {} +
 

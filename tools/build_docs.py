@@ -1,0 +1,59 @@
+"Build the site into _docs: by Quarto where it is installed, else by smalldocs, from the same sources and the same _quarto.yml."
+import os, re, shutil, sys, warnings
+from importlib import import_module
+from pathlib import Path
+
+from fastcore.script import call_parse
+from fb_pass._modidx import d as modidx
+from nbdev.config import get_config
+from nbdev.quarto import nbdev_docs, refresh_quarto_yml
+from nbdev.serve import proc_nbs
+
+from book import root
+from site_cells import options
+
+def complete_index():
+    "nbdev passes over a notebook with `auto` in its name, as in 07_autograd, when it lists what is defined where; add that."
+    for module,names in modidx['syms'].items():
+        if names: continue
+        name = module.rpartition('.')[2]
+        names.update({f'{module}.{o}': (f'{name}.html#{o.lower()}', f'fb_pass/{name}.py') for o in import_module(module).__all__})
+
+def prepare(cfg):
+    "Empty the folder of processed notebooks and put the pictures there: they lie beside the pages on the site."
+    shutil.rmtree(root/'_proc', ignore_errors=True)
+    shutil.copytree(root/'images', root/'_proc'/'images')
+    cfg.d.update(options)
+    complete_index()
+    warnings.filterwarnings('ignore', 'Found cells containing imports and other code')
+
+def with_quarto():
+    "By Quarto. README.md is not its business: it is made by `make readme`, and nbdev writes one only if the index is newer."
+    os.utime(root/'README.md')
+    nbdev_docs.__wrapped__(n_workers=0)
+
+def with_smalldocs():
+    "By smalldocs; the way of nbdev up to there."
+    if not shutil.which('smalldocs', path=str(Path(sys.executable).parent)):
+        sys.exit('make docs: neither quarto nor smalldocs is installed; smalldocs needs Python 3.11 or newer: make distclean docs PYTHON=python3.11')
+    from smalldocs.cli import main
+    refresh_quarto_yml()
+    cache = proc_nbs(n_workers=0)
+    if main(['render', str(cache)]): sys.exit('make docs: smalldocs failed, see above')
+    without_fonts(cache/'_docs')
+    shutil.rmtree(root/'_docs', ignore_errors=True)
+    shutil.move(cache/'_docs', root/'_docs')
+
+def without_fonts(site):
+    "The themes fetch their fonts from a third party at each visit. The reader's own fonts do as well."
+    for p in site.glob('site_libs/**/*.css'):
+        text = p.read_text(encoding='utf-8')
+        if '@import url(https:' in text: p.write_text(re.sub(r'@import url\(https:[^)]*\);?', '', text), encoding='utf-8')
+
+@call_parse
+def main():
+    "Build the site into _docs."
+    os.chdir(root)
+    prepare(get_config())
+    with_quarto() if shutil.which('quarto') else with_smalldocs()
+    print('The site is in _docs/; make docs-serve shows it')
