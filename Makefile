@@ -73,7 +73,7 @@ test-site: docs $(KATEX)  ## build the site and try every page in Chromium; pict
 	$(BIN)/pytest -m site tests/test_site.py
 
 badges: $(READY)  ## write badges and neighbors into the notebooks, from settings.ini and nbs/sidebar.yml (SOURCES=folder: into others)
-	@$(BIN)/python tools/badges.py $(SOURCES)
+	@$(BIN)/python tools/badges.py $(if $(SOURCES),--sources '$(SOURCES)')
 
 accuracy: $(READY)  ## train over five seeds, by hand and by torch, into results/ (all of MNIST; a while)
 	$(BIN)/python tools/accuracy.py

@@ -161,12 +161,12 @@ def _limits(quotients, power, noise):
         limit,last = _extrapolate(q[h], q[h/4], q[h/16], power)
         yield limit, last + 16*noise/h + 4*unit_roundoff(torch.float64)*abs(limit)
 
-# %% ../nbs/11_budgets.ipynb #9191fc0e
+# %% ../nbs/11_budgets.ipynb #b35ac57e
 def _settle(estimates):
     "The most precise of `estimates`, (value, error) with the smallest step first, that contradicts none before it."
     best,agreeing,before = (math.nan, math.inf),[],math.nan
     for value,error in estimates:
-        if math.isfinite(before): error = max(error, abs(value - before)) # it is NaN only where f is not finite
+        if math.isfinite(before): error += abs(value - before) # it is NaN only where f is not finite
         before = value
         if not math.isfinite(value + error) or any(abs(value - v) > error + e for v,e in agreeing): continue
         agreeing.append((value, error))

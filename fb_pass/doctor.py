@@ -294,7 +294,7 @@ def _facts(s, exact, hand, again, row, want, budget):
     before = _autograd(s, exact.ts | {k: t.double() for k,t in _other(s).items()}, exact.upstream)[name] if want is not None and row.verdict == 'wrong' else None
     if before is not None and ((got.double() - before).abs() <= budget).all(): return found('stale', 'is right for what went in at the call before', want)
 
-# %% ../nbs/15_doctor.ipynb #a451cb72
+# %% ../nbs/15_doctor.ipynb #c105e1b8
 def _by_differences(exact, name):
     "What the gradient of `name` should be where autograd cannot say: with its error, as a share of the largest entry. None if it has too many entries."
     t = exact.ts[name]
@@ -304,6 +304,7 @@ def _by_differences(exact, name):
     slopes = entry_slopes(f, t, noise=exact.noise)
     return slopes.value, (slopes.error.max()/(slopes.value.abs().max() or 1.)).item() if t.numel() else 0.
 
+# %% ../nbs/15_doctor.ipynb #7641d3a0
 def _distinct(ts, but=None):
     "Without tensors that occur under an earlier name, as copies do, and without `but`."
     kept,res = [] if but is None else [but],{}
@@ -313,6 +314,7 @@ def _distinct(ts, but=None):
             res[k] = t
     return res
 
+# %% ../nbs/15_doctor.ipynb #1d27b684
 def _explained(s, exact, hand, name, budget):
     "What explains that the gradient of `name` is wrong; None if it is not known what it should be."
     want,error = exact.want[name],0.

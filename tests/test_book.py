@@ -132,3 +132,13 @@ def test_reading_time_is_of_an_honest_size():
     for o in pages():
         if o.part: assert 5 <= reading_minutes(o.stem) <= 240
     assert Page('05_backward', 'The walk').name == 'backward'
+
+def test_table_of_the_index_has_the_reading_times():
+    table = dict(re.findall(r'^\| \[\d\d \w+\]\((\w+)\.ipynb\).*\| (\d+) \|$', '\n'.join(cells('index', 'markdown')), re.M))
+    assert table == {o.stem: str(reading_minutes(o.stem)) for o in pages() if o.part}
+
+def test_citation_says_what_the_settings_say():
+    cite = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
+    assert (cite['version'], cite['url']) == (CFG['version'], CFG['git_url']) and cite['authors'][0]['name'] == CFG['author']
+    said = next(o for o in cells('index', 'markdown') if '## How to cite' in o)
+    for part in (CFG['version'], CFG['git_url'], CFG['author'], CFG['description'].split()[-1]): assert part in said
