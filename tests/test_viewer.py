@@ -79,7 +79,7 @@ def test_every_step_is_a_section_with_formula_source_and_pictures(small):
     page = Page(small._repr_html_())
     assert len(page.all('section', class_='step')) == 8 == len(page.all('a', class_='chip'))
     assert {a['href'][1:] for a in page.all('a', class_='chip')} == {a['id'] for a in page.all('section')}
-    for words in ('return x@w + b', 'add_grad(w, inp.t() @ g)', 'out.g where inp > 0', '5×4, float32', 'mean', 'largest', 'agrees with autograd', 'layers[0]'): assert words in page.text
+    for words in ('torch.addmm(b.unsqueeze(1), w.t(), x.t()).t()', 'add_grad(w, (g.t() @ inp).t())', 'out.g where inp > 0', '5×4, float32', 'mean', 'largest', 'agrees with autograd', 'layers[0]'): assert words in page.text
     assert len(page.all('pre')) == 8 and page.all('p', class_='formula')
     assert len(page.all('figure', class_='value')) == len(page.all('figure', class_='grad')) == sum(len(s.panels) for s in small.steps)
 

@@ -524,7 +524,7 @@ def speed():
     charts = [(name, kept['growth'][name]) for name in ('batch', 'width', 'depth')]
     top = bars + 30*len(rows) + 92
     p = Picture('The time of one training step', 'Above: bars for the time of one step of 784-50-10 with a batch of 64, as multiples of ours: ' + ', '.join(f'{k} {r:.2f}' for r, k in rows)
-                + '. Below: how the time grows with the batch, the width and the depth, on logarithmic axes, for ours, for torch and for the matrix products alone.', top + 3*196 + 10)
+                + '. Below: how the time grows with the batch, the width and the depth, on logarithmic axes, for ours, for torch and for the matrix products alone.', top + 3*206 + 4)
     p.heading(26, 'one step of 784-50-10, batch of 64')
     p.note(16, 48, 'time as a multiple of ours')
     for i, (r, k) in enumerate(rows):
@@ -540,13 +540,14 @@ def speed():
         p.ax.plot([x, x + 22], [top - 26]*2, color=color, ls=ls, lw=2, marker=mark, ms=7, mfc=WHITE, mew=1.6, markevery=[1])
         p.note(x + 32, top - 26, k, color=color)
     for i, (name, o) in enumerate(charts):
-        y = top + 196*i
+        y = top + 206*i
         ax = p.axes(64, y, 300, 140)
         least = min(min(o[k]['seconds']) for k in styles)
         for k, (color, mark, ls) in styles.items(): ax.plot(range(len(o['at'])), [log10(t/least) for t in o[k]['seconds']], color=color, ls=ls, lw=2, marker=mark, ms=7, mfc=WHITE, mew=1.6, clip_on=False)
         tall = max(1, ceil(max(log10(max(o[k]['seconds'])/least) for k in styles)))
         ax.set(xlim=(0, len(o['at']) - 1), ylim=(0, tall), xticks=range(len(o['at'])), xticklabels=o['at'], yticks=range(tall + 1), yticklabels=[f'{10**t}x' for t in range(tall + 1)])
-        p.text(214, y + 172, {'batch': 'examples in a batch', 'width': 'hidden units', 'depth': 'hidden layers'}[name], size=SMALL)
+        ax.tick_params(axis='x', pad=9)
+        p.text(214, y + 182, {'batch': 'examples in a batch', 'width': 'hidden units', 'depth': 'hidden layers'}[name], size=SMALL)
     return p
 
 
