@@ -7,7 +7,7 @@ __all__ = ['logsumexp', 'log_softmax', 'softmax', 'cross_entropy', 'cross_entrop
            'Optimizer', 'SGD', 'AdamW', 'dataloader', 'one_cycle', 'train_step', 'evaluate', 'LayerStats',
            'layer_stats', 'History', 'fit', 'plot_wrong']
 
-# %% ../nbs/09_training.ipynb #56f420c7
+# %% ../nbs/09_training.ipynb #2a897d42
 import math, sys
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
-from .checks import add_grad
-from .forward import _same_dtype
+from .checks import add_grad, clear_grads
+from .forward import _check_lin, _same_dtype
 from .initialization import kaiming_normal
 from .modules import Lin, Model, Module, Relu
 
@@ -169,7 +169,7 @@ class Optimizer:
         "Step the parameter `p`, number `i`, along `p.g`."
         raise NotImplementedError(f'{type(self).__name__} has no update')
 
-# %% ../nbs/09_training.ipynb #96674060
+# %% ../nbs/09_training.ipynb #99d06d6d
 class SGD(Optimizer):
     "Stochastic gradient descent with momentum and weight decay, as `torch.optim.SGD`. Raises ValueError or TypeError for a number that makes no sense."
     def __init__(self,
@@ -177,9 +177,12 @@ class SGD(Optimizer):
         lr: float, # Learning rate, at least 0
         momentum: float=0., # Share of the velocity that is kept, from 0 to less than 1
         weight_decay: float=0., # Share of the parameter that is added to its gradient, at least 0
+        fused: bool=False, # Let `train_step` change each weight while the gradient is found, which is then kept nowhere?
     ):
         super().__init__(params, lr)
         _check_number('momentum', momentum, 1); _check_number('weight_decay', weight_decay)
+        if fused and (momentum or weight_decay): raise ValueError(f'SGD: fused=True with momentum={momentum} and weight_decay={weight_decay}: both need a gradient that is kept; leave one or the other out')
+        self.fused,self.fits = fused,None
         self.momentum,self.weight_decay = momentum,weight_decay
         self.velocities = [torch.zeros_like(p) for p in self.params]
 
@@ -267,7 +270,41 @@ def _first_broken(model):
         if _broken(getattr(t, 'g', None) for t in (*l.args, *l.params)):
             return f'the first gradient that is not finite, on the way back, comes from {l!r}, step {i} of the model'
 
-# %% ../nbs/09_training.ipynb #2fd6792d
+# %% ../nbs/09_training.ipynb #fe6f712e
+def _linears(model, opt):
+    "The linear layers of `model`, if `opt` may step them on the way back. Raises ValueError if it may not."
+    layers = model.layers
+    fits = len(layers) % 2 and all(type(l) is (Relu if i % 2 else Lin) for i,l in enumerate(layers)) and type(model.loss) is CrossEntropy
+    if not fits: raise ValueError(f'SGD: fused=True is for linear layers with ReLU between them and cross-entropy, not for {model!r}: use fused=False')
+    own = [p for l in layers[::2] for p in l.params]
+    if len({*map(id, own)}) < len(own) or {*map(id, own)} != {*map(id, opt.params)}:
+        raise ValueError('SGD: fused=True steps all parameters of the model, each used once: make it from model.params, or use fused=False')
+    return layers[::2]
+
+# %% ../nbs/09_training.ipynb #798ad57c
+def _fused_step(model, opt, x, y):
+    "Forward and back; each weight is changed as soon as its old value is not needed any more. The loss; nothing is changed if it is not finite."
+    if opt.fits is None or opt.fits[0] is not model: opt.fits = model,_linears(model, opt)
+    linears,acts = opt.fits[1],[x.t()] # what goes into each layer, every example a column
+    _check_lin(x, linears[0].w, linears[0].b)
+    for l in linears:
+        h = torch.addmm(l.b.unsqueeze(1), l.w.t(), acts[-1])
+        if l is not linears[-1]: acts.append(h.clamp_min_(0.))
+    _check_classes('cross_entropy', logits := h.t(), y, labels=False)
+    logp = log_softmax(logits)
+    loss = _loss(logp, y).item()
+    if not math.isfinite(loss): return loss
+    g = _loss_grad(logp, y).t()
+    for l,inp in zip(reversed(linears), reversed(acts)):
+        back = (l.w @ g).mul_(inp.sign()) if l is not linears[0] else None # with the weight as it was
+        l.w.addmm_(inp, g.t(), alpha=-opt.lr) # w - lr * inp.t()@g, one product
+        l.b.sub_(g.sum(1), alpha=opt.lr)
+        g = back
+    opt.steps += 1
+    clear_grads(*opt.params) # those of an earlier step
+    return loss
+
+# %% ../nbs/09_training.ipynb #a613c2b5
 def train_step(
     model: Model, # A model and its loss
     opt: Optimizer, # Holds the parameters of `model`
@@ -276,7 +313,9 @@ def train_step(
     where: str='training', # Where in the run we are, for the message
     keep: bool=False, # Keep what the layers have seen and its gradients, for `layer_stats` or to look at?
 ) -> float: # Loss before the step
-    "Forward, backward, step. Raises FloatingPointError, with the parameters as they were, if loss or gradients are not finite."
+    "Forward, backward, step. Raises FloatingPointError, with the parameters as they were, if loss or gradients are not finite; with a fused optimizer if the loss is not."
+    if getattr(opt, 'fused', False) and not keep:
+        if math.isfinite(loss := _fused_step(model, opt, xb, yb)): return loss
     loss = model(xb, yb).item()
     if math.isfinite(loss):
         model.backward(input_grad=False, keep=keep)

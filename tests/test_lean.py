@@ -167,3 +167,73 @@ def test_cross_entropy_goes_back_from_its_own_call():
     layer.forward(b, y) # a look at something else in between
     layer.backward()
     check_grad(a.g, autograd_grad(lambda o: cross_entropy(o, y), a))
+
+
+def trained(steps=20, sizes=(6, 5, 4), n=8, **kwargs):
+    gen = torch.Generator().manual_seed(1)
+    model = mlp(*sizes, generator=gen, dtype=torch.float64)
+    for p in model.params: p.add_(torch.randn(p.shape, generator=gen, dtype=p.dtype)/4) # biases that are not zero
+    opt = SGD(model.params, lr=0.3, **kwargs)
+    x, y = torch.randn(n, sizes[0], generator=gen, dtype=torch.float64), torch.randint(0, sizes[-1], (n,), generator=gen)
+    return model, opt, x, y, [train_step(model, opt, x, y) for _ in range(steps)]
+
+@pytest.mark.parametrize('n', [1, 8])
+@pytest.mark.parametrize('sizes', [(6, 4), (6, 5, 4), (6, 5, 7, 3, 4)])
+def test_fused_steps_are_those_of_the_classes(sizes, n):
+    one, _, _, _, losses = trained(sizes=sizes, n=n)
+    two, opt, x, y, fused = trained(sizes=sizes, n=n, fused=True)
+    assert_close(torch.tensor(fused), torch.tensor(losses), rtol=1e-12, atol=1e-12)
+    for p,q in zip(two.params, one.params): check_grad(p, q, rtol=1e-11)
+    assert opt.steps == 20 and all(p.g is None for p in two.params)
+
+def test_fused_step_that_is_to_be_kept_keeps_its_gradients():
+    model, opt, x, y, _ = trained(fused=True, steps=1)
+    train_step(model, opt, x, y, keep=True)
+    assert all(p.g is not None for p in model.params) and model.layers[0].out.g is not None
+    train_step(model, opt, x, y)
+    assert all(p.g is None for p in model.params) # not those of the step before
+
+def test_fused_loss_that_is_not_finite_changes_nothing():
+    model, opt, x, y, _ = trained(fused=True, steps=1)
+    before = [p.clone() for p in model.params]
+    x[2,3] = torch.nan
+    with pytest.raises(FloatingPointError, match='not finite: look at the data'): train_step(model, opt, x, y)
+    for p,q in zip(model.params, before): assert_close(p, q)
+
+class Squared(Relu):
+    def forward(self, inp): return super().forward(inp)**2
+
+def test_fused_refuses_what_it_cannot_do():
+    model, opt, x, y, _ = trained(steps=0)
+    w1, b1, w2, b2 = model.params
+    square = torch.randn(5, 5, dtype=torch.float64)
+    layers = [Lin(w1, b1), Relu(), Lin(square, b1.clone()), Relu(), Lin(square, b1.clone()), Relu(), Lin(w2, b2)]
+    refused = [(Model.from_layers([Lin(w1, b1), Squared(), Lin(w2, b2)], CrossEntropy()), None, 'not for'), (Model.from_layers([Lin(w1, b1), Relu()], CrossEntropy()), None, 'not for'),
+               (Model.from_layers([Lin(w1, b1), Relu(), Lin(w2[:,:1], b2[:1])], Mse()), None, 'not for'), (Model.from_layers(layers, CrossEntropy()), None, 'each used once'),
+               (model, [w1, b1], 'each used once'), (model, [w1, b1, w2, b2, square], 'each used once')]
+    for m,params,words in refused:
+        before = [p.clone() for p in m.params]
+        with pytest.raises(ValueError, match=words): train_step(m, SGD(params or m.params, .1, fused=True), x, y)
+        for p,q in zip(m.params, before): assert_close(p, q)
+    for kwargs in (dict(momentum=.5), dict(weight_decay=.1)):
+        with pytest.raises(ValueError, match='fused=True with'): SGD(model.params, .1, fused=True, **kwargs)
+
+def test_fused_refuses_what_does_not_fit():
+    model, opt, x, y, _ = trained(fused=True, steps=1)
+    for xb,yb,error,words in ((x[:,:3], y, ValueError, 'do not fit'), (x.float(), y, TypeError, 'dtypes differ'), (x, y + 4, ValueError, 'labels from'), (x, y.double(), TypeError, 'int64')):
+        with pytest.raises(error, match=words): train_step(model, opt, xb, yb)
+
+def test_fused_goes_on_with_another_model():
+    model, opt, x, y, _ = trained(fused=True, steps=2)
+    other = Model.from_layers(list(model.layers), CrossEntropy())
+    assert train_step(other, opt, x, y) < train_step(model, opt, x, y) + 1
+    assert opt.fits[0] is model
+
+def test_fit_with_a_fused_optimizer_records_its_statistics():
+    from fb_pass.training import dataloader, fit
+    def fitted(**kwargs):
+        model, opt, x, y, _ = trained(steps=0, n=40, **kwargs)
+        return fit(model, opt, dataloader(x, y, 8), dataloader(x, y, 8), 2, stats_every=3, progress=False)
+    one, two = fitted(), fitted(fused=True)
+    assert [s for s,_ in two.stats] == [0, 3, 6, 9]
+    assert_close(torch.tensor(two.losses), torch.tensor(one.losses), rtol=1e-12, atol=1e-12)

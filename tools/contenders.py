@@ -14,12 +14,16 @@ def params_of(sizes, seed=0):
     gen = torch.Generator().manual_seed(seed)
     return [(kaiming_normal(a, b, generator=gen).numpy(), np.zeros(b, 'float32')) for a,b in zip(sizes, sizes[1:])]
 
-def ours(sizes, x, y):
+def ours(sizes, x, y, fused=False):
     "The public classes: a Model, our SGD, `train_step` with its checks of every number."
     model = mlp(*sizes)
     for p,q in zip(model.params, (o for pair in params_of(sizes) for o in pair)): p.copy_(torch.from_numpy(q))
-    opt = SGD(model.params, LR)
+    opt = SGD(model.params, LR, fused=fused)
     return lambda: train_step(model, opt, x, y), lambda: [p.numpy() for p in model.params]
+
+def ours_fused(sizes, x, y):
+    "The same with the updates fused with the products: no gradient is kept, and none is checked."
+    return ours(sizes, x, y, fused=True)
 
 def _torch_step(sizes, x, y, compiled=False, **kwargs):
     net = to_torch(mlp(*sizes))
@@ -107,5 +111,5 @@ def _products(sizes, n, only_first):
 def products(sizes, x, y): return _products(sizes, len(x), False), None
 def two_large_products(sizes, x, y): return _products(sizes, len(x), True), None
 
-STEPS = {'ours': ours, 'torch eager': torch_eager, 'torch eager, fused SGD': torch_fused, 'torch.compile': torch_compile, 'JAX jit': jax_jit,
+STEPS = {'ours': ours, 'ours, fused SGD': ours_fused, 'torch eager': torch_eager, 'torch eager, fused SGD': torch_fused, 'torch.compile': torch_compile, 'JAX jit': jax_jit,
          'our numpy closures': numpy_closures, 'plain numpy': numpy_plain, 'all matrix products': products, 'the two large products': two_large_products}

@@ -528,7 +528,7 @@ def speed():
     p.heading(26, 'one step of 784-50-10, batch of 64')
     p.note(16, 48, 'time as a multiple of ours')
     for i, (r, k) in enumerate(rows):
-        y, mine = bars + 30*i, k == 'ours'
+        y, mine = bars + 30*i, k.startswith('ours')
         p.note(16, y + 11, k, color=VALUE if mine else INK, weight='bold' if mine else 'normal')
         p.box(190, y, 200*r/most, 22, edge=VALUE if mine else PALE, fill=VALUE if mine else None, r=1)
         p.text(200 + 200*r/most, y + 11, f'{r:.2f}', size=SMALL, ha='left', color=VALUE if mine else INK)
