@@ -281,7 +281,7 @@ def _linears(model, opt):
         raise ValueError('SGD: fused=True steps all parameters of the model, each used once: make it from model.params, or use fused=False')
     return layers[::2]
 
-# %% ../nbs/09_training.ipynb #798ad57c
+# %% ../nbs/09_training.ipynb #d03544eb
 def _fused_step(model, opt, x, y):
     "Forward and back; each weight is changed as soon as its old value is not needed any more. The loss; nothing is changed if it is not finite."
     if opt.fits is None or opt.fits[0] is not model: opt.fits = model,_linears(model, opt)
@@ -295,6 +295,7 @@ def _fused_step(model, opt, x, y):
     loss = _loss(logp, y).item()
     if not math.isfinite(loss): return loss
     g = _loss_grad(logp, y).t()
+    # backward of inp@w + b and of clamp_min(0.), last layer first
     for l,inp in zip(reversed(linears), reversed(acts)):
         back = (l.w @ g).mul_(inp.sign()) if l is not linears[0] else None # with the weight as it was
         l.w.addmm_(inp, g.t(), alpha=-opt.lr) # w - lr * inp.t()@g, one product

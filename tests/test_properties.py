@@ -139,8 +139,10 @@ def normalize_ref(x, dims):
 
 def normalize_terms(dims):
     def terms(x, g):
-        out = normalize_ref(x, dims)
-        return (g.abs().max()*(1 + out.abs().max())**2/own_stats(x, dims)[1].min()) if x.numel() else 0.
+        if not x.numel(): return 0.
+        out,s = normalize_ref(x, dims),own_stats(x, dims)[1]
+        close = 1 + (x.abs()/s).max() # entries close to each other lose digits when their mean is subtracted
+        return g.abs().max()*(1 + out.abs().max())**2*close/s.min()
     return terms
 
 def own_normalize(dims):

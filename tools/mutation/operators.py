@@ -151,10 +151,13 @@ class Reduction(Fault):
             elif name == 'sum_to_size': yield f'{before}.sum(){after}'
 
 class Mask(Fault):
-    "The mask of a `where` left out, or inverted."
-    EXAMPLES = [('torch.where(x > 0, g, 0.)', '(g)'), ('torch.where(x > 0, g, 0.)', 'torch.where(x > 0, 0., g)', 1)]
+    "The mask of a `where` left out, or inverted; a sign, which is a mask too, of what is negative."
+    EXAMPLES = [('torch.where(x > 0, g, 0.)', '(g)'), ('torch.where(x > 0, g, 0.)', 'torch.where(x > 0, 0., g)', 1), ('g * x.sign()', 'g * (-x).sign()')]
     @classmethod
     def faults(cls, node):
+        if node.type in ('atom_expr', 'power'):
+            for i,o in enumerate(node.children):
+                if code(o) in ('.sign', '.sign_'): yield f"(-{''.join(map(code, node.children[:i]))}){''.join(map(code, node.children[i:]))}"
         if node.type != 'atom_expr' or not re.search(r'where$', code(node).partition('(')[0]) or node.children[-1].children[1].type != 'arglist': return
         args = node.children[-1].children[1].children[::2]
         if len(args) != 3: return
