@@ -70,7 +70,7 @@ $(KATEX): $(READY)
 	cd $(@D) && npm pack --silent katex@$$(../bin/python -c 'from smalldocs.layout import KATEX; print(KATEX.split("@")[1].split("/")[0])') | xargs tar xzf
 
 test-site: docs $(KATEX)  ## build the site and try every page in Chromium; pictures of the pages are left in _screenshots/
-	$(BIN)/pytest -m site tests/test_site.py
+	$(BIN)/pytest -m site tests/test_site.py tests/test_viewer_browser.py
 
 badges: $(READY)  ## write badges and neighbors into the notebooks, from settings.ini and nbs/sidebar.yml (SOURCES=folder: into others)
 	@$(BIN)/python tools/badges.py $(if $(SOURCES),--sources '$(SOURCES)')

@@ -14,7 +14,7 @@ from .backward import lin_grad, mse_grad, relu_grad
 from .checks import clear_grads
 from .forward import lin, mse, relu
 
-# %% ../nbs/06_modules.ipynb #49d66eca
+# %% ../nbs/06_modules.ipynb #52d0a75f
 class Module(ABC):
     "A step of the network that remembers its last call: what went in as `args`, what came out as `out`."
     args = out = None
@@ -40,11 +40,9 @@ class Module(ABC):
         if self.args is None: raise RuntimeError(f'{self!r}: backward before forward, or again after keep=False: call it on a batch first')
         self.input_grad,self.keep = input_grad,keep
         self.bwd(self.out, *self.args)
-        if not keep: self._forget()
-
-    def _forget(self):
-        clear_grads(self.out)
-        self.args = self.out = None
+        if not keep:
+            clear_grads(self.out)
+            self.args = self.out = None
 
     def __repr__(self): return f"{type(self).__name__}({', '.join(map(repr, self.children))})"
 
