@@ -20,11 +20,11 @@ def mse_grad(
     # forward: (inp[:,0] - targ).pow(2).mean()
     add_grad(inp, 2*(inp[:,0] - targ)[:,None] / len(inp))
 
-# %% ../nbs/05_backward.ipynb #d18d007f
+# %% ../nbs/05_backward.ipynb #2cb2324d
 def relu_grad(
     inp: torch.Tensor, # What went into `relu`, any shape, floating point
     out: torch.Tensor, # What came out, same shape, with its gradient in `out.g`
-    reuse: bool=False, # Use up `out`: its memory becomes that of `inp.g`, and its values are gone
+    reuse: bool=False, # Use up `out`: the gradient is written into its memory, and its values are gone
 ):
     "Backward of `relu`: adds the gradient of the loss to `inp.g`. At exactly 0 the slope is taken as 0, as in `torch.relu`. Raises RuntimeError without `out.g`, ValueError if shapes do not fit."
     # forward: inp.clamp_min(0.)

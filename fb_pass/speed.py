@@ -24,13 +24,12 @@ class Work(NamedTuple):
 
     def __add__(self, other): return Work(*(a + b for a,b in zip(self, other)))
 
-# %% ../nbs/16_speed.ipynb #28d27053
+# %% ../nbs/16_speed.ipynb #9d22f986
 def _flops(func, tensors):
     "Operations of one call: those of a matrix product, or one for each number of the largest tensor."
-    first = {'aten::mm': 0, 'aten::addmm': 1}.get(func._schema.name)
+    first = {'mm': 0, 'bmm': 0, 'addmm': 1, 'baddbmm': 1}.get(func._schema.name.removeprefix('aten::').removesuffix('_'))
     if first is None: return max((t.numel() for t in tensors), default=0)
-    a,b = tensors[first:first+2]
-    return 2*a.shape[0]*a.shape[1]*b.shape[1]
+    return 2*tensors[first].numel()*tensors[first + 1].shape[-1]
 
 class _Watch(TorchDispatchMode):
     "Adds up the work of all operations that run under it."
@@ -63,14 +62,14 @@ class Machine(NamedTuple):
         "The least time for `work`: that of its arithmetic or that of its bytes, whichever is longer."
         return max(work.flops/self.flops, work.bytes/self.bytes)
 
-# %% ../nbs/16_speed.ipynb #889b3ed1
+# %% ../nbs/16_speed.ipynb #495e4565
 def machine(
     size: int=2048, # Rows and columns of the matrices that are multiplied
     mb: int=128, # Size of what is copied, in millions of bytes; larger than the caches
     dtype: torch.dtype=torch.float32, # Of the matrices
     device='cpu', # Where they are
 ) -> Machine: # The limits, of the threads that torch may use now
-    "Measure what a machine can do at best: the fastest of five products and of five copies."
+    "Measure what a machine can do at best: the fastest of six products and of six copies."
     a,b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     src,dst = (torch.zeros(mb*250_000, device=device) for _ in range(2))
     def seconds(f):
@@ -125,14 +124,14 @@ def _entry(layer, input_grad, rounds):
     t = compare_times({k: often(f) for k,f in dict(f=plain, b=back, af=auto_forward, ab=auto_back).items()}, rounds)
     return Entry(repr(layer), work(plain), work(back), kept, (t['f']/10, t['b']/10), (t['af']/10, t['ab']/10))
 
-# %% ../nbs/16_speed.ipynb #07ca5cc7
+# %% ../nbs/16_speed.ipynb #b170ab63
 def ledger(
     model: Module, # A model of the package, or anything with `children` that are walked one after the other
     *args: torch.Tensor, # What it is called with: a batch and its targets
     input_grad: bool=False, # Find the gradient of the batch too?
     rounds: int=15, # Turns of each on the clock
 ) -> Ledger: # One entry for each child of `model`
-    "What each layer costs, forward and back, by hand and by autograd. Leaves the gradients of a pass of its own in `.g`. Raises TypeError for a module without children."
+    "What each layer costs, forward and back, by hand and by autograd. Leaves the gradients of a pass of its own in `.g`. Raises TypeError for a module without children, ValueError for a layer that works in place."
     if not getattr(model, 'children', None): raise TypeError(f'ledger: {model!r} has no layers inside; Model.from_layers makes a model of them')
     if any(getattr(c, 'inplace', False) for c in model.children): raise ValueError('ledger: a layer works in place, and each layer is run many times here on what came in: use inplace=False')
     model(*args)

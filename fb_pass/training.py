@@ -281,7 +281,7 @@ def _linears(model, opt):
         raise ValueError('SGD: fused=True steps all parameters of the model, each used once: make it from model.params, or use fused=False')
     return layers[::2]
 
-# %% ../nbs/09_training.ipynb #d03544eb
+# %% ../nbs/09_training.ipynb #7d5f6072
 def _fused_step(model, opt, x, y):
     "Forward and back; each weight is changed as soon as its old value is not needed any more. The loss; nothing is changed if it is not finite."
     if opt.fits is None or opt.fits[0] is not model: opt.fits = model,_linears(model, opt)
@@ -298,7 +298,7 @@ def _fused_step(model, opt, x, y):
     # backward of inp@w + b and of clamp_min(0.), last layer first
     for l,inp in zip(reversed(linears), reversed(acts)):
         back = (l.w @ g).mul_(inp.sign()) if l is not linears[0] else None # with the weight as it was
-        l.w.addmm_(inp, g.t(), alpha=-opt.lr) # w - lr * inp.t()@g, one product
+        l.w.addmm_(inp, g.t(), alpha=-opt.lr) # w - lr * inp@g.t(): both have an example in each column
         l.b.sub_(g.sum(1), alpha=opt.lr)
         g = back
     opt.steps += 1

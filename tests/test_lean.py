@@ -88,6 +88,7 @@ def test_reuse_spoils_only_out():
     out.g = u.clone()
     relu_grad(inp, out, reuse=True)
     assert_close(inp, before); assert_close(out.g, u)
+    assert inp.g is not out and inp.g.data_ptr() == out.data_ptr()
     check_grad(inp.g, autograd_grad(lambda x: (relu(x)*u).sum(), inp))
 
 def test_inplace_relu_is_another_tensor_with_a_gradient_of_its_own():
