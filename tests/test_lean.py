@@ -73,6 +73,15 @@ def test_used_up():
     with pytest.raises(RuntimeError, match='again after keep=False'): model.backward()
     model(x, targ); model.backward()
 
+def test_what_is_used_up_has_no_gradient_left():
+    "Who still holds what came out of a layer must not find a gradient there, whose memory may be in use elsewhere."
+    x, targ, params = made()
+    model = net(params)
+    model(x, targ)
+    held = [l.out for l in model.children]
+    model.backward(keep=False)
+    assert [t.g for t in held] == [None]*len(held)
+
 def test_kept_values_are_what_was_seen():
     x, targ, params = made()
     model = net(params)
