@@ -7,7 +7,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 pytestmark = pytest.mark.site
-playwright = pytest.importorskip('playwright.sync_api')
+pytest.importorskip('playwright.sync_api')
 from axe_playwright_python.sync_playwright import Axe
 from book import cells, pages, root, settings
 
@@ -17,23 +17,13 @@ DOCS, SHOTS, KATEX = root/'_docs', root/'_screenshots', root/'.venv'/'katex'/'pa
 BOOK = list(pages())
 STEMS = [o.stem for o in BOOK]
 SIZES = {1300: 900, 390: 844} # a desk and a telephone
-BROWSERS = 'chromium', 'chromium-browser', 'google-chrome'
 each_page = pytest.mark.parametrize('stem', STEMS)
 
-def find_browser():
-    "Path of Chromium: what the environment says, else the first on the path."
-    found = os.environ.get('FB_PASS_CHROMIUM') or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found: pytest.fail('no Chromium here: apt-get install chromium, or set FB_PASS_CHROMIUM to the path of one', pytrace=False)
-    return found
-
-@pytest.fixture(scope='session')
-def browser():
+@pytest.fixture(scope='session', autouse=True)
+def site():
+    "What `make test-site` makes first."
     if not (DOCS/'index.html').is_file(): pytest.fail('there is no site in _docs; make docs', pytrace=False)
     if not KATEX.is_dir(): pytest.fail('the files of KaTeX are not here; make test-site fetches them', pytrace=False)
-    with playwright.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=find_browser(), args=['--no-sandbox'])
-        yield b
-        b.close()
 
 # Reading the clipboard back can wait for ever where other programs have one too.
 remember_copies = """const write = navigator.clipboard.writeText.bind(navigator.clipboard)
