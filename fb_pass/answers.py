@@ -1188,14 +1188,14 @@ def _wider(answer):
 
 # %% ../nbs/19_answers.ipynb #778ebe6f
 from copy import deepcopy
-from .adapters import FunctionAdapter, PairAdapter, _ObjectAdapter, _bind, find_inside
+from .doctor.adapters import FunctionAdapter, PairAdapter, _ObjectAdapter, _bind, find_inside
 from .backward import lin_grad
-from .budgets import slope, unit_roundoff
-from .diagnosis import _Case, explain_grad
+from .doctor.budgets import slope, unit_roundoff
+from .doctor.diagnosis import _Case, explain_grad
 from .doctor import check_layer
 from .forward import lin
 from .modules import Lin, Model, Module, Mse
-from .tracing import first_non_finite, trace
+from .doctor.tracing import first_non_finite, trace
 from .training import log_softmax
 
 # %% ../nbs/19_answers.ipynb #7eafd622

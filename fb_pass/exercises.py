@@ -14,7 +14,7 @@ from types import CodeType
 
 import torch
 from .checks import check_grad
-from .diagnosis import explain_grad
+from .doctor.diagnosis import explain_grad
 
 # %% ../nbs/18_exercises.ipynb #98d66ccf
 _openings = {'empty': 'Not yet.', 'wrong': 'Not right yet.', 'error': 'Your code stopped.', 'right': 'Right.'}

@@ -19,9 +19,9 @@ import numpy as np, torch
 from fastcore.basics import patch
 from fastcore.xml import A, B, Button, Code, Div, Figcaption, Figure, Img, Input, Li, Nav, Ol, P, Pre, Safe, Script, Section, Span, Style, ft, to_xml
 from torch.utils._pytree import tree_flatten, tree_map_only
-from .adapters import _by_forward, _floating, _functions_behind, _names, adapt, find_inside
+from .doctor.adapters import _by_forward, _floating, _functions_behind, _names, adapt, find_inside
 from .checks import check_grad, default_rtol
-from .diagnosis import explain_grad
+from .doctor.diagnosis import explain_grad
 from .modules import Lin, Model, Module, Mse, Relu
 from .training import CrossEntropy
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import faults, torch
 from fastcore.script import call_parse, store_true
 from fastcore.test import test_close
-from fb_pass.budgets import error_budget
+from fb_pass.doctor.budgets import error_budget
 from fb_pass.doctor import check_layer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -8,9 +8,9 @@ import torch
 from fb_pass import closures
 from fb_pass.backward import lin_grad, relu_grad
 from fb_pass.checks import add_grad
-from fb_pass.diagnosis import causes, explain_grad
-from fb_pass.tracing import first_non_finite, trace
-from fb_pass.doctor import GradientError, check_layer
+from fb_pass.doctor.diagnosis import causes, explain_grad
+from fb_pass.doctor.tracing import first_non_finite, trace
+from fb_pass.doctor.report import GradientError, check_layer
 from fb_pass.forward import lin, relu
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
 from fb_pass.training import CrossEntropy
@@ -258,7 +258,7 @@ def test_trials_find_what_is_wrong_with_a_doctor(monkeypatch):
         return examine
     case = next(c for c in faults.catalogue() if c.name == 'relu, x: mask missing')
     assert doctor_trials.diagnose((case.number, 0))['named'] and doctor_trials.alarm((kind, 0, 'float64'))[1] == 'right'
-    from fb_pass.doctor import Report
+    from fb_pass.doctor.report import Report
     kept = Report.ok
     try:
         monkeypatch.setattr(doctor_trials, 'examine', says(True))

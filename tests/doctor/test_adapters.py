@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np, pytest, torch, torch.nn.functional as F
 from fb_pass import closures
-from fb_pass.adapters import adapt, find_inside
+from fb_pass.doctor.adapters import adapt, find_inside
 from fb_pass.autograd import LinFunction, MseFunction, ReluFunction
 from fb_pass.backward import lin_grad, mse_grad, relu_grad
 from fb_pass.checks import add_grad, autograd_grad, check_grad
