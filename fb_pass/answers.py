@@ -12,7 +12,8 @@ from fractions import Fraction
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .checks import add_grad, autograd_grad, check_grad, clear_grads, numerical_grad, upstream_grad
+from .checks import autograd_grad, check_grad, numerical_grad
+from .gradients import add_grad, clear_grads, upstream_grad
 from .exercises import ask_grad, ask_parts, ask_value, exercise
 
 # %% ../nbs/19_answers.ipynb #13d0492f

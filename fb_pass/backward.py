@@ -7,7 +7,7 @@ __all__ = ['mse_grad', 'relu_grad', 'lin_grad', 'forward_and_backward']
 
 # %% ../nbs/05_backward.ipynb #fbda72be
 import torch
-from .checks import add_grad, clear_grads, upstream_grad
+from .gradients import add_grad, clear_grads, upstream_grad
 from .forward import _check_lin, _check_mse, lin, mse, relu
 
 # %% ../nbs/05_backward.ipynb #1275f1f7

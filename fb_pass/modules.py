@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from fastcore.basics import patch
 from .backward import lin_grad, mse_grad, relu_grad
-from .checks import clear_grads
+from .gradients import clear_grads
 from .forward import lin, mse, relu
 
 # %% ../nbs/06_modules.ipynb #52d0a75f

@@ -7,7 +7,7 @@ __all__ = ['normalize', 'normalize_grad', 'normalize_full_grad']
 
 # %% ../nbs/02_normalization.ipynb #1c1f84f5
 import torch
-from .checks import add_grad, upstream_grad
+from .gradients import add_grad, upstream_grad
 
 # %% ../nbs/02_normalization.ipynb #3dc35622
 def _check_x(x):

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from .checks import clear_grads, compare_times
+from .checks import compare_times
+from .gradients import clear_grads
 from .modules import Module
 
 # %% ../nbs/16_speed.ipynb #41b570ba

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
-from .checks import add_grad, clear_grads
+from .gradients import add_grad, clear_grads
 from .forward import _check_lin, _same_dtype
 from .initialization import kaiming_normal
 from .modules import Lin, Model, Module, Relu

@@ -16,8 +16,9 @@ from torch.autograd import gradcheck
 
 from fb_pass.autograd import LinFunction, Mlp, MseFunction, ReluFunction, _asked_for, to_linear
 from fb_pass.backward import forward_and_backward, lin_grad, mse_grad, relu_grad
-from fb_pass.checks import (add_grad, autograd_grad, check_grad, clear_grads, compare_times, default_rtol, numerical_grad, peak_memory,
+from fb_pass.checks import (autograd_grad, check_grad, compare_times, default_rtol, numerical_grad, peak_memory,
                             test_near_zero as assert_near_zero)
+from fb_pass.gradients import add_grad, clear_grads
 from fb_pass.forward import lin, mse, relu
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
 

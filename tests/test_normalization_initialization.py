@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from fb_pass.checks import autograd_grad, check_grad, clear_grads, test_near_zero as near_zero
+from fb_pass.checks import autograd_grad, check_grad, test_near_zero as near_zero
+from fb_pass.gradients import clear_grads
 from fb_pass.initialization import kaiming_normal, kaiming_std, kaiming_uniform
 from fb_pass.normalization import normalize, normalize_full_grad, normalize_grad
 

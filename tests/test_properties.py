@@ -14,7 +14,7 @@ from fb_pass import closures
 from fb_pass.autograd import LinFunction, Mlp, MseFunction, ReluFunction
 from fb_pass.backward import forward_and_backward, lin_grad, mse_grad, relu_grad
 from fb_pass.doctor.budgets import error_budget, unit_roundoff
-from fb_pass.checks import add_grad, clear_grads
+from fb_pass.gradients import add_grad, clear_grads
 from fb_pass.forward import lin, mse, relu
 from fb_pass.modules import Lin, Model, Mse, Relu
 from fb_pass.normalization import normalize, normalize_full_grad, normalize_grad

@@ -7,7 +7,7 @@ from torch import nn
 
 from fb_pass import viewer
 from fb_pass.autograd import LinFunction
-from fb_pass.checks import add_grad
+from fb_pass.gradients import add_grad
 from fb_pass.library import from_torch
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
 from fb_pass.training import CrossEntropy, mlp

@@ -4,7 +4,7 @@ import pytest, torch
 pytestmark = pytest.mark.site
 pytest.importorskip('playwright.sync_api')
 from axe_playwright_python.sync_playwright import Axe
-from fb_pass.checks import add_grad
+from fb_pass.gradients import add_grad
 from fb_pass.modules import Lin, Model, Mse, Relu
 from fb_pass.training import mlp
 from fb_pass.viewer import show_backward

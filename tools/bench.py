@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch, torch.nn.functional as F
 from fastcore.script import call_parse
-from fb_pass.checks import clear_grads, peak_memory
+from fb_pass.checks import peak_memory
+from fb_pass.gradients import clear_grads
 from fb_pass.datasets import get_data
 from fb_pass.library import to_torch
 from fb_pass.modules import Lin, Model, Mse, Relu

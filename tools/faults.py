@@ -15,7 +15,7 @@ import torch
 from fb_pass import closures
 from fb_pass.autograd import LinFunction, Mlp, MseFunction, ReluFunction
 from fb_pass.backward import lin_grad, mse_grad, relu_grad
-from fb_pass.checks import add_grad
+from fb_pass.gradients import add_grad
 from fb_pass.forward import lin, mse, relu
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
 from fb_pass.normalization import normalize, normalize_full_grad, normalize_grad

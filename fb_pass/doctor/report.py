@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from tqdm import tqdm
 from .adapters import _floating, adapt, find_inside
 from .budgets import entry_slopes, error_budget, grad_budgets, slope, unit_roundoff
-from ..checks import clear_grads, numerical_grad
+from ..checks import numerical_grad
+from ..gradients import clear_grads
 from ..closures import Parameter
 from .diagnosis import Diagnosis, explain_grad
 from .tracing import Trace, first_non_finite

@@ -7,7 +7,8 @@ from fb_pass import closures
 from fb_pass.doctor.adapters import adapt, find_inside
 from fb_pass.autograd import LinFunction, MseFunction, ReluFunction
 from fb_pass.backward import lin_grad, mse_grad, relu_grad
-from fb_pass.checks import add_grad, autograd_grad, check_grad
+from fb_pass.checks import autograd_grad, check_grad
+from fb_pass.gradients import add_grad
 from fb_pass.forward import lin, mse, relu
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
 from torch import nn

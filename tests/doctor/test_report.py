@@ -7,7 +7,7 @@ import pytest
 import torch
 from fb_pass import closures
 from fb_pass.backward import lin_grad, relu_grad
-from fb_pass.checks import add_grad
+from fb_pass.gradients import add_grad
 from fb_pass.doctor.diagnosis import causes, explain_grad
 from fb_pass.doctor.tracing import first_non_finite, trace
 from fb_pass.doctor.report import GradientError, check_layer
