@@ -1189,10 +1189,10 @@ def _wider(answer):
 
 # %% ../nbs/19_answers.ipynb #778ebe6f
 from copy import deepcopy
-from .doctor.adapters import FunctionAdapter, PairAdapter, _ObjectAdapter, _bind, find_inside
+from .doctor.adapters import FunctionAdapter, PairAdapter, ObjectAdapter, bind_backward, find_inside
 from .backward import lin_grad
 from .doctor.budgets import slope, unit_roundoff
-from .doctor.diagnosis import _Case, explain_grad
+from .doctor.diagnosis import Case, explain_grad
 from .doctor import check_layer
 from .forward import lin
 from .modules import Lin, Model, Module, Mse
@@ -1454,16 +1454,16 @@ def _momentum(c, factor=.9, price=1.4, cheat=False, careful=True):
     'too dear': (lambda c: _momentum(c, price=500.), 'too dear'), 'begins with the answer': (lambda c: _momentum(c, cheat=True), 'explains nothing'), 'does not look at shapes': (lambda c: _momentum(c, careful=False), 'another shape')})
 def _hypothesis_of_momentum(answer):
     want,earlier,other = _rand(4, 3),_rand(4, 3),_rand(4, 3)
-    c = _Case(want + .9*earlier, want, 'w.g', earlier=earlier)
+    c = Case(want + .9*earlier, want, 'w.g', earlier=earlier)
     fits = list(answer(c))
     assert fits, 'It yields nothing for a gradient that has 0.9 times the earlier one in it. `c.earlier` is a dictionary of earlier gradients by name.'
     fit = min(fits, key=lambda o: o.left)
-    assert not any(o.left <= c.tol for o in answer(_Case(other, want, 'w.g', earlier=earlier))), 'It accepts a gradient drawn at random. Who begins with `c.want` explains nothing: the correction is made of `c.got` and the earlier gradient.'
+    assert not any(o.left <= c.tol for o in answer(Case(other, want, 'w.g', earlier=earlier))), 'It accepts a gradient drawn at random. Who begins with `c.want` explains nothing: the correction is made of `c.got` and the earlier gradient.'
     doubled = fit.corrected is not None and torch.allclose(fit.corrected, want + 1.8*earlier)
     assert fit.left <= c.tol, f'After the correction {fit.left:.2g} of the largest entry is left over. ' + ('Undo what was added: subtract it.' if doubled else 'How much of the earlier gradient is in it?')
     assert fit.price >= 1, f'The price is {fit.price:g}. Why 0.9, and not 0.8 or 0.5? It takes a digit to pick one of ten factors, and there are more.'
     assert c.accepts(fit), f'A price of {fit.price:g} digits is too dear: `c.luck(fit)` is {c.luck(fit):.0f} and has to be below -2.5. The constants of this room cost one to three digits.'
-    for e in (None, _rand(3)): assert not list(answer(_Case(want, want + 1, 'w.g', earlier=e))), 'If there is no earlier gradient, or one of another shape, there is nothing to yield.'
+    for e in (None, _rand(3)): assert not list(answer(Case(want, want + 1, 'w.g', earlier=e))), 'If there is no earlier gradient, or one of another shape, there is nothing to yield.'
     return 'It holds because twelve entries agree to many digits, against a price of one or two.'
 
 # %% ../nbs/19_answers.ipynb #d4ab6712
@@ -1471,7 +1471,7 @@ def _entries_needed(dtype, price, **kw):
     "How many different entries there must be, all of them right after the correction, before luck is below -2.5."
     for n in range(1, 99):
         want = torch.arange(1., n + 1).to(dtype)
-        c = _Case(-want if kw.get('coarse') else 2*want, want, 'w.g')
+        c = Case(-want if kw.get('coarse') else 2*want, want, 'w.g')
         if c.luck(c.undone('scaled', '', c.want, price, **kw)) < -2.5: return n
 
 # %% ../nbs/19_answers.ipynb #ac06f384
@@ -1563,7 +1563,7 @@ class _KeepsGrads:
 
 def _keeper(mine=True, later=True, params=True, taken=True):
     "An adapter for `_KeepsGrads`, or a wrong one."
-    class Keeper(_ObjectAdapter):
+    class Keeper(ObjectAdapter):
         def params(self): return {'w': self.layer.w} if params else {}
         def run(self, layer, ts):
             layer = layer if mine else self.layer
@@ -1574,7 +1574,7 @@ def _keeper(mine=True, later=True, params=True, taken=True):
     return Keeper
 
 # %% ../nbs/19_answers.ipynb #4192873d
-@exercise('14.3', 'Write `KeepsGradsAdapter`, a subclass of `_ObjectAdapter` with two methods, `params` and `run`.', wrong={
+@exercise('14.3', 'Write `KeepsGradsAdapter`, a subclass of `ObjectAdapter` with two methods, `params` and `run`.', wrong={
     "the adapter's own layer": (_keeper(mine=False), 'not `self.layer`'), 'gradients too early': (_keeper(later=False), 'a function that goes back'), 'no parameter': (_keeper(params=False), '`params`'),
     'a tensor for a tuple': (_keeper(taken=False), '`self.taken`'), 'an instance': (_keeper()(_KeepsGrads(torch.ones(3)), (torch.ones(2, 3),)), 'the class itself')})
 def _adapter_for_kept_grads(answer):
@@ -1607,7 +1607,7 @@ def _names_for_the_adapter(answer):
     x,w,g = _rand(4, 3),_rand(3),_rand(4, 3)
     s = PairAdapter((_columnwise, answer), (x, w))
     names = dict(x='x', w='w')
-    given = _bind(answer, dict.fromkeys(s.above, 'the gradient') | dict(out='out') | names, names).arguments
+    given = bind_backward(answer, dict.fromkeys(s.above, 'the gradient') | dict(out='out') | names, names).arguments
     handed = ', '.join(f'`{k}` gets {v}' for k,v in given.items())
     outs,back = s.call(s.fresh(s.tensors), s.tensors)
     try: got = back([g])

@@ -19,7 +19,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from fastcore.xml import A, B, Button, Code, Div, Figcaption, Figure, Img, Input, Li, Nav, Ol, P, Pre, Safe, Script, Section, Span, Style, ft, to_xml
 from torch.utils._pytree import tree_flatten, tree_map_only
-from .doctor.adapters import _by_forward, _floating, _functions_behind, _names, adapt, find_inside
+from .doctor.adapters import by_forward, is_floating, functions_behind, argument_names, adapt, find_inside
 from .checks import check_grad, default_rtol
 from .doctor.diagnosis import explain_grad
 from .modules import Lin, Model, Module, Mse, Relu
@@ -245,7 +245,7 @@ def listen_to(self:_Recorder, path, m):
     def noted_forward(*args, **kwargs):
         args = self.hand(args)
         out = forward(*args, **kwargs)
-        tensors = [o for name,a in zip(_names(forward, len(args)), args) for o in _labeled('goes in', name, a)]
+        tensors = [o for name,a in zip(argument_names(forward, len(args)), args) for o in _labeled('goes in', name, a)]
         tensors += [('parameter', k, p) for k,p in params.items()] + _labeled('comes out', 'out', out)
         self.calls.append(_Call(path, m, tensors))
         if self.look: self.calls[-1].values = [self.look(t) for _,_,t in tensors]
@@ -284,7 +284,7 @@ def _started(s, outs):
     "The gradients that arrive from above: none at a loss, which starts by itself, else random ones."
     if s.starts or isinstance(s.layer, Model): return []
     gen = torch.Generator().manual_seed(0)
-    return [torch.randn(o.shape, generator=gen, dtype=torch.float64).to(o) if _floating(o) else None for o in outs]
+    return [torch.randn(o.shape, generator=gen, dtype=torch.float64).to(o) if is_floating(o) else None for o in outs]
 
 def _by_hand(s, image):
     "Forward and back through a copy of the model. What was recorded, what arrived from above, and the error that stopped the backward."
@@ -301,10 +301,10 @@ def _by_autograd(s, upstream, functions=()):
     leaves,rec = {k: t.detach().requires_grad_() for k,t in s.tensors.items()},_Recorder()
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
-        for f in functions: stack.enter_context(_by_forward(f, []))
+        for f in functions: stack.enter_context(by_forward(f, []))
         try: outs = s.call(rec.listen(s.fresh(leaves)), leaves)[0]
         except RuntimeError: return None # something on the way is written over
-        if not functions and (inside := _functions_behind(outs)): return _by_autograd(s, upstream, inside)
+        if not functions and (inside := functions_behind(outs)): return _by_autograd(s, upstream, inside)
         ups = upstream or [torch.ones_like(o) for o in outs]
         ts = [t for c in rec.calls for _,_,t in c.tensors]
         grads = _grads_of([(o, u) for o,u in zip(outs, ups) if o.requires_grad], ts)
@@ -352,7 +352,7 @@ class _Judge:
 @patch
 def verdict(self:_Judge, back, role, name, t):
     "What is to be said about the gradient of `t` at this point of the way back."
-    if not _floating(t): return 'constant', 'whole numbers: no gradient'
+    if not is_floating(t): return 'constant', 'whole numbers: no gradient'
     got,want,loss = back.after.get((role, name)),self.expected(back, role, name, t),all(not o.ndim for o in back.call.of('comes out'))
     if got is None and loss and role == 'comes out': return 'start', 'the way back starts here: the loss answers to itself one to one'
     if got is None and loss and role == 'goes in' and t is not back.call.of(role)[0]: return 'constant', 'a constant: no gradient is asked for'
@@ -378,7 +378,7 @@ def blame(self:_Judge, back, found, said, role, name, t):
 @patch
 def explained(self:_Judge, back, role, name, t):
     "What explains it, as a sentence; nothing if nothing does."
-    seen = {k: o for _,k,o in back.call.tensors if _floating(o) and o is not t}
+    seen = {k: o for _,k,o in back.call.tensors if is_floating(o) and o is not t}
     above = {f'{k}.g': g for (r,k),g in back.after.items() if r == 'comes out'}
     try: found = explain_grad(back.after.get((role, name)), self.expected(back, role, name, t), values=seen, grads=above, name=f'{name}.g')
     except (ValueError, TypeError, RuntimeError): return ''
@@ -447,7 +447,7 @@ def _dtype(model, args):
     if not isinstance(model, Module): raise TypeError(f'show_backward: {model!r} is a {type(model).__name__}, expected a Module or a Model, an instance and not the class; from_torch makes one from layers of torch')
     for i,a in enumerate(args):
         if isinstance(a, np.ndarray): raise TypeError(f'show_backward: argument {i} is a ndarray, expected a tensor: torch.as_tensor makes one')
-    ts = [t for t in tree_flatten([args, model.params])[0] if _floating(t)]
+    ts = [t for t in tree_flatten([args, model.params])[0] if is_floating(t)]
     dtypes = sorted({str(t.dtype) for t in ts})
     if len(dtypes) > 1: raise TypeError(f'show_backward: dtypes differ ({", ".join(dtypes)}): convert the inputs and the parameters to one dtype')
     if not ts: raise ValueError('show_backward: there is no floating-point tensor, and so no gradient to show: .float() converts whole numbers')

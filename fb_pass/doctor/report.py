@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from tqdm import tqdm
-from .adapters import _floating, adapt, find_inside
+from .adapters import is_floating, adapt, find_inside
 from .budgets import entry_slopes, error_budget, grad_budgets, slope, unit_roundoff
 from ..checks import numerical_grad
 from ..gradients import clear_grads
@@ -37,7 +37,7 @@ def _drawn(s, outs, seed):
     "A gradient from above for each output; 1 for a loss that starts by itself."
     g = torch.Generator().manual_seed(seed)
     if s.starts: return [torch.ones_like(outs[0])]
-    return [torch.randn(o.shape, generator=g, dtype=torch.float64).to(s.dtype).to(o) if _floating(o) else None for o in outs]
+    return [torch.randn(o.shape, generator=g, dtype=torch.float64).to(s.dtype).to(o) if is_floating(o) else None for o in outs]
 
 # %% ../../nbs/doctor/report.ipynb #fbfd770b
 def _autograd(s, ts, upstream):
