@@ -41,7 +41,7 @@ def to_function(
         return tuple(g if need else None for g,need in zip(grads, ctx.needs_input_grad, strict=True))
 
     return type(name, (torch.autograd.Function,), dict(
-        __doc__=f'`{rule.name}` for autograd, which calls our backward.', __module__=__name__,
+        __doc__=f'`{rule.name}` for autograd, which calls our backward.', __module__=__name__, rule=rule,
         forward=staticmethod(forward), backward=staticmethod(backward)))
 
 # %% ../nbs/07_autograd.ipynb #03d44963

@@ -76,7 +76,8 @@ class Rule:
         out: torch.Tensor, # What came out, with its gradient in `out.g`; a scalar without one is the loss itself
         *inputs: torch.Tensor, # What went in; their `.g` is added to
     ):
-        "The backward pass through the operation. Raises RuntimeError without `out.g`, ValueError if shapes do not fit."
+        "The backward pass through the operation. Raises RuntimeError without `out.g`, ValueError or TypeError for bad input."
+        if hasattr(self.forward, 'check'): self.forward.check(*inputs)
         for t,g in zip(inputs, self.grads(upstream_grad(self.name, out), out, *inputs)):
             if g is not None: add_grad(t, g)
 

@@ -43,10 +43,10 @@ class Module(Parts, ABC):
 
 # %% ../nbs/06_modules.ipynb #eda9ffd5
 class Op(Module):
-    "A layer made from a rule, which is called with what goes in and then with the parameters of the layer."
+    "A layer made from a rule, which is called with what goes in and then with the tensors of the layer."
     rule = None
-    def forward(self, *args): return self.rule.forward(*args, *self.params)
-    def bwd(self, out, *args): self.rule.add_grads(out, *args, *self.params)
+    def forward(self, *args): return self.rule.forward(*args, *dict(self.parts()).values())
+    def bwd(self, out, *args): self.rule.add_grads(out, *args, *dict(self.parts()).values())
 
 # %% ../nbs/06_modules.ipynb #e3256da5
 class Relu(Op):

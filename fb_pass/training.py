@@ -16,25 +16,25 @@ import torch, torch.nn.functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 from .gradients import Rule
 from .initialization import kaiming_normal
-from .inputs import check_inputs
+from .inputs import check_inputs, checked
 from .modules import Lin, Model, Module, Op, Relu
 
 # %% ../nbs/09_training.ipynb #0f0dbff2
+@checked()
 def logsumexp(
     x: torch.Tensor, # Scores, (..., c), floating point
 ) -> torch.Tensor: # (...), dtype of `x`
     "Logarithm of the sum of `exp(x)` along the last axis, for scores of any size."
-    check_inputs('logsumexp', x=x)
     top = x.amax(-1, keepdim=True)
     top = top.where(top.isfinite(), torch.zeros_like(top)) # infinity minus infinity would be no number
     return top[...,0] + (x - top).exp().sum(-1).log()
 
 # %% ../nbs/09_training.ipynb #92b26569
+@checked()
 def log_softmax(
     x: torch.Tensor, # Scores, (..., c), floating point
 ) -> torch.Tensor: # Logarithms of probabilities, shape and dtype of `x`, at most 0
     "Logarithm of `softmax(x)`, for scores of any size."
-    check_inputs('log_softmax', x=x)
     x = x - x.amax(-1, keepdim=True) # only differences count, and the largest exponential is 1
     return x - x.exp().sum(-1, keepdim=True).log()
 
@@ -65,12 +65,12 @@ def check_classes(
                          f'there are {c} logits for each example')
 
 # %% ../nbs/09_training.ipynb #f9cb1d40
+@checked(check_classes)
 def cross_entropy(
     logits: torch.Tensor, # Scores, (n, c), floating point
     targ: torch.Tensor, # Labels, (n,), int64, from 0 to c-1
 ) -> torch.Tensor: # Loss, a scalar
     "Minus the logarithm of the probability of the right class, on average. Raises ValueError or TypeError."
-    check_classes('cross_entropy', logits, targ)
     return -log_softmax(logits)[torch.arange(len(targ)), targ].mean()
 
 # %% ../nbs/09_training.ipynb #38324ab4
@@ -82,7 +82,6 @@ def cross_entropy_grad(
     targ: torch.Tensor, # Labels, (n,), int64, from 0 to c-1
 ):
     "Backward of `cross_entropy`: adds to `inp.g`, (n, c). Raises ValueError or TypeError like `cross_entropy`."
-    check_classes('cross_entropy_grad', inp, targ)
     cross_entropy_rule.add_grads(inp.new_ones(()), inp, targ) # any scalar will do for the loss
 
 # %% ../nbs/09_training.ipynb #42edd76d
@@ -105,12 +104,12 @@ def mlp(
     return Model.from_layers(layers[:-1], CrossEntropy())
 
 # %% ../nbs/09_training.ipynb #d19cdf78
+@checked(check_classes)
 def accuracy(
     logits: torch.Tensor, # Scores, (n, c), floating point
     targ: torch.Tensor, # Labels, (n,), int64, from 0 to c-1
 ) -> float: # From 0 to 1
     "Share of the examples whose largest score is that of the right class. Raises as `cross_entropy` does."
-    check_classes('accuracy', logits, targ)
     return (logits.argmax(-1) == targ).double().mean().item()
 
 # %% ../nbs/09_training.ipynb #00ed0c10
