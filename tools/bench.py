@@ -1,4 +1,4 @@
-"Measure the hand-written training step against everybody else's, in one process and taking turns; keep the result in results/speed.json."
+"Measure the hand-written training step against everybody else's, taking turns, into results/speed.json."
 import json, math, os, platform, random, statistics, subprocess, sys, time
 from pathlib import Path
 
@@ -6,7 +6,6 @@ import numpy as np
 import torch, torch.nn.functional as F
 from fastcore.script import call_parse
 from fb_pass.checks import peak_memory
-from fb_pass.gradients import clear_grads
 from fb_pass.datasets import get_data
 from fb_pass.library import to_torch
 from fb_pass.modules import Lin, Model, Mse, Relu
@@ -24,8 +23,10 @@ console = Console(highlight=False, markup=False, soft_wrap=True, width=None if s
 SMALL = 784, 50, 10
 REST = 0.1 # seconds
 NETS = {'784-50-10, batch of 64': (SMALL, 64), '784-50-10, batch of 512': (SMALL, 512),
-        'deeper, 784-50-50-50-50-10, batch of 64': ((784, 50, 50, 50, 50, 10), 64), 'wider, 784-500-10, batch of 64': ((784, 500, 10), 64)}
-SWEEPS = {'batch': [(SMALL, n) for n in (16, 64, 256, 1024, 4096)], 'width': [((784, h, 10), 64) for h in (16, 64, 256, 1024, 2048)],
+        'deeper, 784-50-50-50-50-10, batch of 64': ((784, 50, 50, 50, 50, 10), 64),
+        'wider, 784-500-10, batch of 64': ((784, 500, 10), 64)}
+SWEEPS = {'batch': [(SMALL, n) for n in (16, 64, 256, 1024, 4096)],
+          'width': [((784, h, 10), 64) for h in (16, 64, 256, 1024, 2048)],
           'depth': [((784, *[50]*d, 10), 64) for d in (1, 2, 4, 8, 16)]}
 IN_SWEEPS = 'ours', 'torch eager', 'all matrix products'
 
@@ -35,7 +36,7 @@ def batch(data, n):
     return x[:n].contiguous(), y[:n].contiguous()
 
 def same_results(makers, sizes, x, y, steps=3):
-    "Refuse to time what does not compute the same: loss and parameters after some steps, relative to the largest entry of each."
+    "Refuse to time what does not compute the same: loss and parameters after some steps."
     want = None
     for name,make in makers.items():
         step,weights = make(sizes, x, y)
@@ -44,13 +45,16 @@ def same_results(makers, sizes, x, y, steps=3):
         if want is None: want = got
         for a,b in zip(got, want, strict=True):
             worst = np.abs(a - b).max()/np.abs(b).max()
-            if not worst < 1e-4: sys.exit(f'{name} computes something else than {next(iter(makers))}: a relative difference of {worst:.1g}')
+            if not worst < 1e-4:
+                first = next(iter(makers))
+                sys.exit(f'{name} computes something else than {first}: a relative difference of {worst:.1g}')
 
 def take_turns(fns, threads, rounds, turn=0.03, label=''):
-    """Seconds of one call, a list for each function. They take turns, each `turn` seconds long, in a new random order in every round.
-    A library's threads go on looking for work for some time after its last call, and would be in the way of the next: so there is a rest before each turn."""
+    """Seconds of one call, a list for each function. They take turns of `turn` seconds, in random order in every round.
+    A library's threads go on looking for work for some time after its last call, and would be in the way of the next:
+    so there is a rest before each turn. Without a length, one call is a turn."""
     timers = {k: Timer('f()', globals=dict(f=f), num_threads=threads) for k,f in fns.items()}
-    calls = {k: max(1, math.ceil(turn/t.timeit(3).median)) if turn else 1 for k,t in timers.items()} # without a length, one call is a turn
+    calls = {k: max(1, math.ceil(turn/t.timeit(3).median)) if turn else 1 for k,t in timers.items()}
     seconds,rng = {k: [] for k in fns},random.Random(0)
     for _ in track(range(rounds), label, console=console, transient=True, disable=not console.is_terminal):
         for k in rng.sample(list(fns), len(fns)):
@@ -71,48 +75,48 @@ def steps(makers, sizes, n, data, threads, rounds, label):
     return summary(take_turns({k: make(sizes, x, y)[0] for k,make in makers.items()}, threads, rounds, label=label))
 
 def full_batch(data, threads, rounds):
-    "The pass of the lesson: all digits through 784-50-1, loss and gradients, with and without the gradient of the input."
+    "The pass of the lesson: all digits through 784-50-1. Autograd is asked for the gradient of the input, or not."
     x,targ = data[0],data[1].float()
     gen = torch.Generator().manual_seed(0)
     w1,w2 = torch.randn(784, 50, generator=gen)/28,torch.randn(50, 1, generator=gen)/7
-    model = Model.from_layers([Lin(w1, torch.zeros(50)), Relu(inplace=True), Lin(w2, torch.zeros(1))], Mse())
+    model = Model.from_layers([Lin(w1, torch.zeros(50)), Relu(), Lin(w2, torch.zeros(1))], Mse())
     net = torch.nn.Sequential(torch.nn.Linear(784, 50), torch.nn.ReLU(), torch.nn.Linear(50, 1))
     with torch.no_grad():
         for p,q in zip(net.parameters(), model.params): p.copy_(q.t())
     h,g,gh,leaf = torch.randn(len(x), 50),torch.randn(len(x), 1),torch.randn(len(x), 50),x.clone().requires_grad_()
     found = {}
-    for input_grad in False, True:
-        def ours():
-            clear_grads(x)
-            model(x, targ); model.backward(input_grad, keep=False)
-        def autograd(inp=leaf if input_grad else x):
+    for asked in False, True:
+        def ours(): model(x, targ); model.backward()
+        def autograd(inp=leaf if asked else x):
             net.zero_grad(); inp.grad = None
             (net(inp)[:,0] - targ).pow(2).mean().backward()
         def products():
             x@w1; h@w2; g@w2.t(); h.t()@g; x.t()@gh
-            if input_grad: gh@w1.t()
+            if asked: gh@w1.t()
         fns = {'ours': ours, 'autograd': autograd, 'all matrix products': products}
         ours(); autograd()
-        for p,q in zip([*model.params, x] if input_grad else model.params, [*net.parameters(), leaf]):
-            worst = (p.g - (q.grad.t() if q is not leaf else q.grad)).abs().max()/p.g.abs().max()
-            if not worst < 1e-3: sys.exit(f'full batch: a gradient differs by {worst:.1g} of its largest entry')
+        pairs = [(p.g, q.grad.t()) for p,q in zip(model.params, net.parameters())] + [(x.g, leaf.grad)]*asked
+        worst = max((got - want).abs().max()/want.abs().max() for got,want in pairs)
+        if not worst < 1e-3: sys.exit(f'full batch: a gradient differs by {worst:.1g} of its largest entry')
         row = summary(take_turns(fns, threads, rounds, turn=0, label='full batch'))
         for k,f in fns.items():
-            clear_grads(x, *model.params); net.zero_grad(); leaf.grad = None
+            model.zero_grad(); net.zero_grad(); leaf.grad = None
             row[k]['peak_bytes'] = peak_memory(f)
-        clear_grads(x); leaf.grad = None
-        found[f"{len(x):,} digits at once, 784-50-1, {'with' if input_grad else 'without'} the gradient of the input"] = row
+        model.zero_grad(); leaf.grad = None
+        what = 'asked' if asked else 'not asked'
+        found[f'{len(x):,} digits at once, 784-50-1, autograd {what} for the gradient of the input'] = row
     return found
 
 def training(data, threads, rounds, epochs, bs=128, lr=0.005, weight_decay=0.3):
-    "`fit` of the room on training, and the same with torch's layers, autograd, optimizer and schedule: seconds and accuracy on the validation digits."
+    "`fit`, and the same with torch's layers, autograd, optimizer and schedule: seconds and accuracy."
     x,y,xv,yv = data
     def loaders(): return dataloader(x, y, bs, torch.Generator().manual_seed(0)), dataloader(xv, yv, 1000)
     def new(): return mlp(*SMALL, generator=torch.Generator().manual_seed(0))
     reached = {'ours': set(), 'torch eager': set()}
     def ours():
         model,(train_dl,valid_dl) = new(),loaders()
-        hist = fit(model, AdamW(model.params, lr, weight_decay=weight_decay), train_dl, valid_dl, epochs, one_cycle(lr, epochs*len(train_dl)), progress=False)
+        opt,schedule = AdamW(model.params, lr, weight_decay=weight_decay),one_cycle(lr, epochs*len(train_dl))
+        hist = fit(model, opt, train_dl, valid_dl, epochs, schedule, progress=False)
         reached['ours'].add(hist.epochs[-1]['accuracy'])
     def theirs():
         net,(train_dl,valid_dl) = to_torch(new()),loaders()
@@ -134,28 +138,35 @@ def training(data, threads, rounds, epochs, bs=128, lr=0.005, weight_decay=0.3):
 def imports(rounds):
     "Seconds to import, each in a new process."
     def run(what): return lambda: subprocess.run([sys.executable, '-c', f'import {what}'], check=True)
-    return {'a new process that imports': summary(take_turns({k: run(k) for k in ('torch', 'fb_pass.training')}, 1, rounds, turn=0, label='imports'))}
+    fns = {k: run(k) for k in ('torch', 'fb_pass.training')}
+    return {'a new process that imports': summary(take_turns(fns, 1, rounds, turn=0, label='imports'))}
 
 def sweeps(makers, data, threads, rounds):
-    "How the time of a step grows, and the slope on logarithmic axes over the last three points, where overhead matters least."
+    "How the time of a step grows, and the slope on logarithmic axes over the last three points."
     found = {}
     for name,cases in SWEEPS.items():
         sizes_of = {'batch': lambda s,n: n, 'width': lambda s,n: s[1], 'depth': lambda s,n: len(s) - 2}[name]
         rows = [steps(makers, s, n, data, threads, rounds, f'growth with {name}') for s,n in cases]
         at = [sizes_of(*c) for c in cases]
-        found[name] = dict(at=at, **{k: dict(seconds=[r[k]['median'] for r in rows],
-            slope=float(np.polyfit(np.log(at[-3:]), np.log([r[k]['median'] for r in rows[-3:]]), 1)[0])) for k in makers})
+        seconds = {k: [r[k]['median'] for r in rows] for k in makers}
+        def slope(k): return float(np.polyfit(np.log(at[-3:]), np.log(seconds[k][-3:]), 1)[0])
+        found[name] = dict(at=at, **{k: dict(seconds=seconds[k], slope=slope(k)) for k in makers})
     return found
 
 def show(title, row):
     "One case as a table: microseconds, their spread, and multiples of the others."
-    anchors = [k for k in ('torch eager', 'autograd', 'all matrix products', 'the two large products') if k in row and len(row) > 2] or list(row)[-1:]
+    known = 'torch eager', 'autograd', 'all matrix products', 'the two large products'
+    anchors = [k for k in known if k in row and len(row) > 2] or list(row)[-1:]
     table = Table(title=title, title_justify='left', title_style='bold')
-    for o in ('', 'median', 'quartiles', *[f'of {k}' for k in anchors]): table.add_column(o, justify='left' if o == '' else 'right')
+    table.add_column('')
+    for o in ('median', 'quartiles', *[f'of {k}' for k in anchors]): table.add_column(o, justify='right')
     unit,scale = ('ms', 1e3) if min(v['median'] for v in row.values()) > .01 else ('us', 1e6)
     for k,v in sorted(row.items(), key=lambda o: o[1]['median']):
-        extra = f" ({v['peak_bytes']/1e6:.1f} MB)" if 'peak_bytes' in v else f" ({v['accuracy'][0]:.2%})" if 'accuracy' in v else ''
-        table.add_row(k + extra, f"{v['median']*scale:.1f} {unit}", ' - '.join(f'{q*scale:.1f}' for q in v['quartiles']), *[f"{v['median']/row[a]['median']:.2f}" for a in anchors])
+        extra = f" ({v['accuracy'][0]:.2%})" if 'accuracy' in v else ''
+        if 'peak_bytes' in v: extra = f" ({v['peak_bytes']/1e6:.1f} MB)"
+        quartiles = ' - '.join(f'{q*scale:.1f}' for q in v['quartiles'])
+        table.add_row(k + extra, f"{v['median']*scale:.1f} {unit}", quartiles,
+                      *[f"{v['median']/row[a]['median']:.2f}" for a in anchors])
     console.print(table)
 
 @call_parse
@@ -166,7 +177,7 @@ def main(
     only:str='', # Only the networks whose name contains this, and no sweeps
     out:str=str(root/'results'/'speed.json'), # Where to keep the results
 ):
-    "Time of a training step: ours, torch eager, torch.compile, JAX, numpy, and the matrix products alone. First all must compute the same."
+    "Time of a training step by everybody, and of the matrix products alone. First all must compute the same."
     torch.set_num_threads(threads)
     x_train,y_train,x_valid,y_valid = get_data()
     mean,std = x_train.mean(),x_train.std()
@@ -177,12 +188,16 @@ def main(
             found[name] = steps(STEPS, sizes, n, data, threads, rounds, name)
             show(name, found[name])
     if only: return
-    for more in (full_batch(data, threads, max(5, rounds//2)), training((*data, normalize(x_valid, mean, std), y_valid), threads, max(3, rounds//8), epochs), imports(max(5, rounds//3))):
+    for_training = *data, normalize(x_valid, mean, std), y_valid
+    for more in (full_batch(data, threads, max(5, rounds//2)), imports(max(5, rounds//3)),
+                 training(for_training, threads, max(3, rounds//8), epochs)):
         for name,row in more.items(): show(name, row)
         found |= more
     growth = sweeps({k: STEPS[k] for k in IN_SWEEPS}, data, threads, max(5, rounds//3))
-    for name,o in growth.items(): console.print(f'slope with {name}: ' + ', '.join(f"{k} {o[k]['slope']:.2f}" for k in IN_SWEEPS))
-    kept = dict(command='make bench', machine=f'{os.cpu_count()} cores of {platform.machine()}, torch {torch.__version__} with {threads} threads', digits=len(x_train), rounds=rounds, cases=found, growth=growth)
+    for name,o in growth.items():
+        console.print(f'slope with {name}: ' + ', '.join(f"{k} {o[k]['slope']:.2f}" for k in IN_SWEEPS))
+    machine = f'{os.cpu_count()} cores of {platform.machine()}, torch {torch.__version__} with {threads} threads'
+    kept = dict(command='make bench', machine=machine, digits=len(x_train), rounds=rounds, cases=found, growth=growth)
     Path(out).parent.mkdir(exist_ok=True)
     Path(out).write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
     console.print(f'kept in {os.path.relpath(out, root)}; `make images` draws it')

@@ -1,4 +1,4 @@
-"One training step, written by everybody who takes part in `make bench`: the same network, the same batch, the same plain gradient descent."
+"One training step, by everybody who takes part in `make bench`: the same network, batch and plain gradient descent."
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,21 +14,18 @@ def params_of(sizes, seed=0):
     gen = torch.Generator().manual_seed(seed)
     return [(kaiming_normal(a, b, generator=gen).numpy(), np.zeros(b, 'float32')) for a,b in zip(sizes, sizes[1:])]
 
-def ours(sizes, x, y, fused=False):
+def ours(sizes, x, y):
     "The public classes: a Model, our SGD, `train_step` with its checks of every number."
     model = mlp(*sizes)
     for p,q in zip(model.params, (o for pair in params_of(sizes) for o in pair)): p.copy_(torch.from_numpy(q))
-    opt = SGD(model.params, LR, fused=fused)
+    opt = SGD(model.params, LR)
     return lambda: train_step(model, opt, x, y), lambda: [p.numpy() for p in model.params]
-
-def ours_fused(sizes, x, y):
-    "The same with the updates fused with the products: no gradient is kept, and none is checked."
-    return ours(sizes, x, y, fused=True)
 
 def _torch_step(sizes, x, y, compiled=False, **kwargs):
     net = to_torch(mlp(*sizes))
     with torch.no_grad():
-        for p,q in zip(net.parameters(), (o for w,b in params_of(sizes) for o in (w.T, b))): p.copy_(torch.from_numpy(q))
+        start = [o for w,b in params_of(sizes) for o in (w.T, b)]
+        for p,q in zip(net.parameters(), start): p.copy_(torch.from_numpy(q))
     opt = torch.optim.SGD(net.parameters(), LR, **kwargs)
     def loss_of(x, y): return F.cross_entropy(net(x), y)
     if compiled: loss_of = torch.compile(loss_of)
@@ -76,7 +73,7 @@ def numpy_closures(sizes, x, y):
     layers = []
     for w,b in params_of(sizes):
         layers += [Linear(*w.shape, dtype=np.float32), Relu()]
-        layers[-2].w.tensor,layers[-2].b.tensor = w,b
+        layers[-2].weights.tensor,layers[-2].bias.tensor = w,b
     model = Sequential(*layers[:-1])
     learner = Learner(model, numpy_cross_entropy, SGDOptimizer(LR))
     return lambda: learner.fit_batch(x.numpy(), y.numpy()), lambda: [p.tensor for p in model.parameters]
@@ -111,5 +108,7 @@ def _products(sizes, n, only_first):
 def products(sizes, x, y): return _products(sizes, len(x), False), None
 def two_large_products(sizes, x, y): return _products(sizes, len(x), True), None
 
-STEPS = {'ours': ours, 'ours, fused SGD': ours_fused, 'torch eager': torch_eager, 'torch eager, fused SGD': torch_fused, 'torch.compile': torch_compile, 'JAX jit': jax_jit,
-         'our numpy closures': numpy_closures, 'plain numpy': numpy_plain, 'all matrix products': products, 'the two large products': two_large_products}
+STEPS = {'ours': ours, 'torch eager': torch_eager, 'torch eager, fused SGD': torch_fused,
+         'torch.compile': torch_compile, 'JAX jit': jax_jit,
+         'our numpy closures': numpy_closures, 'plain numpy': numpy_plain,
+         'all matrix products': products, 'the two large products': two_large_products}
