@@ -1,4 +1,4 @@
-"The order of the book, and what stands at the top of every notebook: its badges, its neighbors, what installs it elsewhere."
+"The order of the book, and what stands at the top of every notebook: badges, neighbors, what installs it elsewhere."
 import json, re, shutil
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -38,7 +38,7 @@ def linked_paths(stem):
     line = next(l for o in cells(stem, 'markdown') for l in o.splitlines() if l.startswith('[![Open'))
     for url in re.findall(r'\]\((https://[^)]+)\)', line):
         o = urlsplit(url)
-        if o.netloc == 'colab.research.google.com': head, path = o.path[:-len(tail := o.path.split('/blob/')[1])], tail.split('/', 1)
+        if o.netloc == 'colab.research.google.com': head, path = o.path, o.path.split('/blob/')[1].split('/', 1)
         else: head, path = o.path, [o.path.split('/')[-1], parse_qs(o.query)['urlpath'][0].removeprefix('lab/tree/')]
         assert f"/{CFG['user']}/{CFG['repo']}/" in head and path[0] == CFG['branch'], url
         yield path[1]
@@ -48,7 +48,8 @@ def test_badges_lead_to_the_notebook(stem):
     paths = list(linked_paths(stem))
     assert paths == [f'nbs/{stem}.ipynb']*2
     for o in paths: assert (root/o).is_file()
-    for image,_ in hosts.values(): assert '</svg>' in (root/'nbs'/stem).parent.joinpath(seen_from(stem, image)).read_text()
+    for image,_ in hosts.values():
+        assert '</svg>' in (root/'nbs'/stem).parent.joinpath(seen_from(stem, image)).read_text(encoding='utf-8')
 
 class Shell:
     "Stands in for the shell of a notebook."
@@ -160,6 +161,7 @@ def test_pictures_of_the_path_know_every_notebook():
 
 def test_citation_says_what_the_settings_say():
     cite = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
-    assert (cite['version'], cite['url']) == (CFG['version'], CFG['git_url']) and cite['authors'][0]['name'] == CFG['author']
+    ours = [CFG[k] for k in ('version', 'git_url', 'author')]
+    assert [cite['version'], cite['url'], cite['authors'][0]['name']] == ours
     said = next(o for o in cells('index', 'markdown') if '## How to cite' in o)
-    for part in (CFG['version'], CFG['git_url'], CFG['author'], CFG['description'].split()[-1]): assert part in said
+    for part in (*ours, CFG['description'].split()[-1]): assert part in said

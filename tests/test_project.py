@@ -45,7 +45,7 @@ def test_package_is_in_step(fresh):
     assert not stale, f'these differ from a fresh export: {stale}; make export'
 
 def without_numbers(path):
-    "A notebook without the numbers of execution, which nbdev_clean drops and which we keep to see that it ran from top to bottom."
+    "A notebook without the numbers of execution, which nbdev_clean drops; we keep them to see that it ran as a whole."
     nb = json.loads(path.read_text(encoding='utf-8'))
     for o in (o for c in nb['cells'] for o in (c, *c.get('outputs', ()))): o.pop('execution_count', None)
     return nb
@@ -94,6 +94,7 @@ def test_outputs_are_fit_for_print(stem):
 
 places = {o.module: i for i,o in enumerate(pages()) if o.module} # a module stands where its notebook is read
 places |= {'doctor': places['doctor.report']}
+tools = {o.module for o in pages() if o.stem.startswith('tools/')} # may be used in a notebook before they are read
 
 def imports(tree):
     "Names of the modules that the code of a notebook imports from; '*' for a star."
@@ -111,7 +112,7 @@ def test_nothing_is_imported_from_a_later_room(stem):
     assert '*' not in found, 'import by name'
     found.discard('exercises') # the checks of the exercises may be called for anywhere; the package itself never does
     here = [o.stem for o in pages()].index(stem)
-    later = {o for o in found if stem != 'index' and places.get(o, -1) > here}
+    later = {o for o in found - tools if stem != 'index' and places.get(o, -1) > here}
     assert not later, f'later rooms: {later}'
 
 @pytest.fixture(scope='module')
@@ -121,7 +122,8 @@ def graph(): return grimp.build_graph('fb_pass', cache_dir=None)
 def test_module_imports_only_from_rooms_before(graph, name):
     "So there is no circle either; nor does a module name a later one in a string, to import it when it is called."
     found = {o[8:] for o in graph.find_modules_directly_imported_by(f'fb_pass.{name}')}
-    found |= set(re.findall(r"""['"]fb_pass\.([\w.]+)['"]""", modules[name].read_text(encoding='utf-8'))) & places.keys()
+    in_strings = re.findall(r"""['"]fb_pass\.([\w.]+)['"]""", modules[name].read_text(encoding='utf-8'))
+    found |= set(in_strings) & places.keys()
     wrong = {o for o in found if places.get(o, 99) >= places[name]}
     assert not wrong, f'not rooms before this one: {wrong}'
 

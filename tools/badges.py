@@ -1,5 +1,5 @@
 """Write into each notebook, under its question, the badges of Colab and Binder and the line that says what comes before
-and after it, and into its first code cell what installs the package on Colab; into the index, the table of all notebooks.
+and after it, and into its first code cell what installs the package on Colab; into the index, the table of contents.
 Notebooks in order stay as they are, to the byte."""
 import json, re
 from pathlib import Path
