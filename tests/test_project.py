@@ -60,6 +60,18 @@ def test_readme_is_in_step():
     fresh = (root/'README.md').read_text(encoding='utf-8') == readme()
     assert fresh, 'make readme'
 
+def test_drawing_of_the_imports_is_in_step():
+    from imports import block, drawing, page
+    assert block.findall(page.read_text(encoding='utf-8'))[0] == drawing(), 'make imports'
+
+def test_contributing_names_every_tool_and_only_what_is_there():
+    text = (root/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    missing = [p.name for p in (root/'tools').glob('*.py') if f'`{p.name}`' not in text]
+    assert not missing, f'CONTRIBUTING.md does not say why they are ours: {missing}'
+    targets = re.findall(r'(?m)^([a-z-]+):', (root/'Makefile').read_text(encoding='utf-8'))
+    gone = {o for said in re.findall(r'`make ([^`]+)`', text) for o in said.split() if '=' not in o} - {*targets}
+    assert not gone, f'no such commands: {gone}'
+
 def printed(body):
     "Whether statements that surely run call print."
     loops = [o for stmt in body if isinstance(stmt, (ast.For, ast.With)) for o in stmt.body]
