@@ -16,7 +16,7 @@ MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
   accuracy readme imports export notebooks exercises images clean distclean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 24
 
 # An interrupted set-up leaves no stamp and is made again. An older Python would fail much later and say less.
 $(READY): settings.ini setup.py constraints.txt

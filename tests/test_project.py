@@ -145,6 +145,25 @@ def test_what_one_module_takes_from_another_is_public(graph, name):
     taken = [(o.module, a.name) for o in ast.walk(tree) if isinstance(o, ast.ImportFrom) and o.level for a in o.names]
     assert not [o for o in taken if o[1][0] == '_']
 
+def assigned_rules(tree):
+    "Names that a module or a class gives to a `Rule(...)`, as in lin_rule or Gelu.rule."
+    for scope, names in [(tree, '')] + [(o, f'{o.name}.') for o in ast.walk(tree) if isinstance(o, ast.ClassDef)]:
+        for o in scope.body:
+            call = getattr(o, 'value', None) if isinstance(o, ast.Assign) else None
+            if isinstance(call, ast.Call) and getattr(call.func, 'id', '') == 'Rule':
+                yield from (names + t.id for t in o.targets if isinstance(t, ast.Name))
+
+@each_module
+def test_rule_is_checked_and_has_its_layer(name):
+    "What a new layer may lack; its mutants are asked for by tests/test_mutants.py."
+    found = list(assigned_rules(ast.parse(modules[name].read_text(encoding='utf-8'))))
+    code = '\n'.join(''.join(c['source']) for o in notebooks for c in cells(o))
+    source = '\n'.join(p.read_text(encoding='utf-8') for p in modules.values())
+    unchecked = [o for o in found if not re.search(rf'check_rule\({re.escape(o)}\b', code)]
+    assert not unchecked, f'below it in its notebook belongs check_rule(...) of {unchecked}'
+    bare = [o for o in found if '.' not in o and not re.search(rf'(?m)^    rule = {o}$', source)]
+    assert not bare, f'no class has `rule = ...` of {bare}; CONTRIBUTING.md says how a layer is added'
+
 def test_version_has_one_place():
     number = settings()['version']
     import fb_pass
