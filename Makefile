@@ -76,7 +76,7 @@ hook: $(READY)  ## have git call ruff before each commit
 	$(BIN)/pre-commit install
 
 # In copies of the project, on the embedded data. SESSION=file keeps the results, so that an interrupted run can go on.
-mutants: $(READY)  ## put faults into what goes back, one at a time: who notices? (or some: make mutants ONLY=backward)
+mutants: $(READY)  ## put faults into the backward functions, one at a time: who notices? (or some: make mutants ONLY=backward)
 	@$(BIN)/python tools/mutants.py $(ONLY) --jobs $(JOBS) $(if $(SESSION),--session '$(abspath $(SESSION))')
 
 doctor: $(READY)  ## try check_layer: false alarms, each fault caught and named, other checks beside it, into results/ (long; QUICK=1: minutes)
