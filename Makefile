@@ -130,7 +130,7 @@ images: $(READY)  ## draw the pictures in images/
 	$(BIN)/python tools/draw_images.py
 
 clean:  ## remove what the commands wrote, except .venv
-	rm -rf _run _exercises _proc _docs _screenshots build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf _run _exercises _proc _docs _screenshots build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find fb_pass tools tests nbs -name __pycache__ -prune -exec rm -rf {} +
 	find nbs -name .ipynb_checkpoints -prune -exec rm -rf {} +
 

@@ -50,7 +50,7 @@ def test_cosmic_ray_makes_of_the_module_what_was_made_of_the_cell(ours, root):
 
 def names(folder): return {f'{f.cell.module}.{f.qualname}' for f in functions(folder)}
 
-def test_functions_on_the_way_back_are_found(root):
+def test_backward_functions_are_found(root):
     found = names(root/'fb_pass')
     expected = dict(
         gradients='add_grad clear_grads upstream_grad', normalization='normalize_grad normalize_full_grad',
@@ -62,7 +62,7 @@ def test_functions_on_the_way_back_are_found(root):
     layers = ('Relu', 'Sigmoid', 'Linear', 'Sequential')
     assert found >= {f'closures.{o}.forward{p}' for o in layers for p in ('', '.backward')}
     assert [k for k in found if k.startswith('autograd.')]
-    # what checks a gradient is not on its way, what goes forward is not, and what shall be overridden is not
+    # neither what checks a gradient, nor what goes forward, nor what must be overridden
     assert not found & {'checks.numerical_grad', 'checks.autograd_grad', 'checks.check_grad', 'forward.lin',
                         'training.softmax', 'modules.Module.bwd', 'training.Optimizer.update'}
 

@@ -17,7 +17,7 @@ def run(*args, **kwargs):
 def wheel(root, tmp_path_factory):
     # Built from a copy: what earlier builds left in the checkout must not get in.
     source, dist = tmp_path_factory.mktemp('source')/'fb_pass', tmp_path_factory.mktemp('dist')
-    skip = shutil.ignore_patterns('.git', '.venv', '_*[!y]', 'build', '*.egg-info', '__pycache__')
+    skip = shutil.ignore_patterns('.git', '.venv', '_run', '_docs', '_proc', 'build', '*.egg-info', '__pycache__')
     shutil.copytree(root, source, ignore=skip)
     run(sys.executable, '-m', 'build', '--outdir', dist, source)
     return next(dist.glob('*.whl'))

@@ -178,12 +178,12 @@ def main(
     equivalents:str=str(root/'tools'/'mutants_equivalent.toml'), # The list of those that cannot be killed
     out:str=str(root/'results'/'mutants.json'), # Where to keep the scores of whole modules
 ):
-    "Mutation score of the functions on the way back: who noticed each fault, and which were not noticed."
+    "Mutation score of the backward functions: what noticed each fault, and which were not noticed."
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)) # as Ctrl-C does: nothing is left behind
     os.environ.update(OMP_NUM_THREADS='1', FB_PASS_OFFLINE='1')
     start, entries = perf_counter(), read_equivalents(equivalents)
     with TemporaryDirectory(prefix='mutants-') as folder:
-        # Whoever goes on working in the tree meanwhile changes nothing here.
+        # Work in the tree meanwhile changes nothing here.
         copy_project(project, copied := Path(folder)/'project')
         os.chdir(copied)
         print('making mutants', flush=True)

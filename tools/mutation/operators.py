@@ -50,7 +50,7 @@ LOOKS = re.compile(r'_?check|clear|zero_|^(zip|len|tuple|range|enumerate|float|i
 ARITHMETIC = ('term', 'arith_expr', 'factor')
 
 def value(node):
-    "Whether `node` is a value on its way back: assigned, returned or handed on, and computed or called a gradient."
+    "Whether `node` is a gradient: a value that is assigned, returned or handed on, and computed or called a gradient."
     if node.type not in ('name', 'atom_expr', 'power', 'atom', *ARITHMETIC): return False
     if node.type == 'atom' and node.children[1].type == 'testlist_comp' and node.children[1].children[1] == ',':
         return False # several values
@@ -87,7 +87,7 @@ class Fault(Operator):
 FACTORS = '2', '0.5', '1.001', '-1'
 
 class Scale(Fault):
-    "A value on its way back times a number; -1 turns its sign."
+    "A gradient times a number; -1 turns its sign."
     EXAMPLES = [('def backward(g): return g', f'def backward(g): return {o}*(g)', 0, {'factor': o}) for o in FACTORS]
     def __init__(self, factor): self.factor = factor
     @classmethod
@@ -95,7 +95,7 @@ class Scale(Fault):
     def found(self, node): return [f'{self.factor}*({code(node)})'] if value(node) else []
 
 class ExtraSum(Fault):
-    "A value on its way back summed over its first axis, though its shape stays."
+    "A gradient summed over its first axis, though its shape stays."
     EXAMPLES = [('def f(): add_grad(t, g)', 'def f(): add_grad(t, (g).sum(0) + 0*(g))')]
     @classmethod
     def faults(cls, node):
@@ -268,7 +268,7 @@ class DropTarget(Fault):
             for a,b in zip(left, right): yield f'{code(a)} = {code(b)}'
 
 class Forwards(Fault):
-    "The way back walked in the order of the way forward."
+    "The backward pass in the order of the forward pass."
     EXAMPLES = [('for o in reversed(steps): pass', 'for o in steps: pass')]
     @classmethod
     def faults(cls, node):

@@ -1,4 +1,4 @@
-"Which functions of the package are on the way back, by rule, and which mutants there are of them."
+"Which functions of the package belong to the backward pass, by rule, and which mutants there are of them."
 import ast, os, re
 from collections import Counter
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ class Fn:
         up = self.node.parent
         return self.cell.line - 1 + (up if up.type == 'decorated' else self.node).start_pos[0]
 
-    def on_the_way_back(self):
+    def goes_back(self):
         "Named so, or of a rule, or an optimizer's step, or its forward stands in a comment, or it adds gradients."
         adds = self.name.endswith('_grad') and self.calls & {'add_grad', 'add_grads'}
         return not self.abstract and bool(self.name in ('backward', 'bwd') or self.of_a_rule or self.says or adds
@@ -119,7 +119,7 @@ def functions(folder):
             every += [Fn(cell, o, name) for o,name in rules if o.type == 'lambdef']
             given += [(k, name.split('.')[-1]) for o,name in rules if o.type != 'lambdef']
     for f in every: f.of_a_rule |= any(f.name == name and f.cell.module in sees[k] for k,name in given)
-    found = [f for f in every if f.on_the_way_back()]
+    found = [f for f in every if f.goes_back()]
     for f in found: # grows while we walk
         found += [o for o in every if o.name in f.calls and o.cell.module in sees[f.cell.module] and o not in found
                   and o.helps() and not o.abstract]
