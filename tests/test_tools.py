@@ -83,6 +83,15 @@ def test_notebooks_in_folders_by_name(tmp_path):
     assert found('report') == found('doctor/report') == found('nbs/doctor/report.ipynb') == ['doctor/report']
     assert found('doctor', '01_a') == names[1:]
 
+def test_settings_of_processors_name_each_way_at_least_once(root):
+    "`make test-processors`: instructions of each library, old and new, and one, two, four and any number of threads."
+    table = re.findall(r'(?m)^on-([\w-]+) *:=(.*)$', (root/'Makefile').read_text(encoding='utf-8'))
+    assert ('default', '') in table, 'nothing set, the number of threads neither'
+    expected = dict(ATEN_CPU_CAPABILITY='default avx2', MKL_CBWR='COMPATIBLE AVX2', OPENBLAS_CORETYPE='Haswell Nehalem',
+                    OMP_NUM_THREADS='1 2 4')
+    found = {o for _,said in table for o in said.split()}
+    assert found == {f'{k}={o}' for k,v in expected.items() for o in v.split()}
+
 def hidden(source, **kwargs): return new_code_cell(f'#| hide\n{source}', **kwargs)
 
 def test_readme(tmp_path):
