@@ -12,39 +12,71 @@ PORT ?= 8000
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test mutants doctor bench wheel docs docs-serve test-site badges accuracy readme export notebooks exercises images clean distclean
+.PHONY: help run lab test test-processors checks hook mutants doctor bench wheel docs docs-serve test-site badges \
+  accuracy readme imports export notebooks exercises images clean distclean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 24
 
-# An interrupted set-up leaves no stamp and is made again. Python older than settings.ini asks for would fail much later and say less.
+# An interrupted set-up leaves no stamp and is made again. An older Python would fail much later and say less.
 $(READY): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < tuple(map(int, "$(MIN_PYTHON)".split("."))))' || \
-	  { echo "make: '$(PYTHON)' is no Python $(MIN_PYTHON) or newer; name one, as in: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	  { echo "make: '$(PYTHON)' is no Python $(MIN_PYTHON) or newer; name one, as in:" \
+	         "make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo 'Setting up .venv: a minute or so, and the download of PyTorch where pip has none in its cache.'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
-run: $(READY)  ## execute all notebooks into _run/ (or some: make run NB=05_backward)
+run: $(READY)  ## execute all notebooks into _run/ (or some: make run NB=05_backward, NB=doctor/report or NB=doctor)
 	@$(BIN)/python tools/run_notebooks.py $(NB)
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/nbs $(LAB_ARGS)
 
-# Tests never use the net. One thread for each of the JOBS processes: more would only take turns on the same cores.
-test: export FB_PASS_OFFLINE := 1
-test: export OMP_NUM_THREADS := 1
-test: $(READY)  ## notebooks and package in step, then the notebooks' checks, then the tests
-	@echo '--- 1 of 3: are notebooks, package and README in step?'
-	$(BIN)/pytest -q tests/test_project.py
-	@echo '--- 2 of 3: the checks in the notebooks'
-	$(BIN)/nbdev_test --n_workers $(JOBS) --do_print --timing </dev/null
-	@echo '--- 3 of 3: what is no business of a notebook'
-	$(BIN)/pytest -n $(JOBS) --ignore tests/test_project.py
+# The checks in the notebooks, and what is no business of a notebook: both, even if the first fails.
+NOTEBOOKS = $(BIN)/nbdev_test --n_workers $(JOBS) --do_print --timing </dev/null
+TESTS = $(BIN)/pytest -n $(JOBS) --ignore tests/test_project.py
 
-# In copies of the project, on the embedded data. SESSION=file keeps the results, so that an interrupted run can be gone on with.
-mutants: $(READY)  ## put faults into what goes back, one at a time: who notices? (or some: make mutants ONLY=backward)
+# Tests never use the net. One thread for each of the JOBS processes, unless the environment says how many: more would
+# only take turns on the same cores.
+test: export FB_PASS_OFFLINE := 1
+test: export OMP_NUM_THREADS ?= 1
+test: $(READY)  ## lint, notebooks and package in step, then the notebooks' checks, then the tests
+	@echo '--- 1 of 4: lint'
+	$(BIN)/ruff check
+	@echo '--- 2 of 4: are notebooks, package and README in step?'
+	$(BIN)/pytest -q tests/test_project.py
+	@echo '--- 3 of 4: the checks in the notebooks'
+	$(NOTEBOOKS)
+	@echo '--- 4 of 4: what is no business of a notebook'
+	$(TESTS)
+
+checks: $(READY)
+	@notebooks=0; $(NOTEBOOKS) || notebooks=$$?; $(TESTS) && exit $$notebooks
+
+# Other processors, as far as one can play them: which instructions torch, MKL and OpenBLAS may use, on how many threads.
+# Sums are then taken in another order, so the last bits differ. Whatever else is set here already is taken away first.
+on-default  :=
+on-oldest   := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem OMP_NUM_THREADS=4
+on-avx2     := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 OPENBLAS_CORETYPE=Haswell OMP_NUM_THREADS=2
+on-old-aten := ATEN_CPU_CAPABILITY=default MKL_CBWR=AVX2 OPENBLAS_CORETYPE=Haswell OMP_NUM_THREADS=1
+on-old-blas := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem OMP_NUM_THREADS=1
+ALL_SETTINGS := default oldest avx2 old-aten old-blas
+SETTINGS ?= $(ALL_SETTINGS)
+AS_IT_IS := env -u ATEN_CPU_CAPABILITY -u MKL_CBWR -u OPENBLAS_CORETYPE -u OMP_NUM_THREADS -u FB_PASS_DATA
+
+test-processors: $(READY)  ## all notebooks and tests as on other processors, on the embedded sample (or some: SETTINGS="oldest avx2")
+	@$(if $(filter-out $(ALL_SETTINGS),$(SETTINGS)),$(error no such setting; there are: $(ALL_SETTINGS)))failed=; \
+	$(foreach o,$(SETTINGS),echo '=== $(o): $(or $(on-$(o)),nothing is set)'; \
+	  $(AS_IT_IS) $(on-$(o)) FB_PASS_OFFLINE=1 $(MAKE) --no-print-directory checks || failed="$$failed $(o)";) \
+	if [ -n "$$failed" ]; then echo "=== failed:$$failed" >&2; exit 1; fi; echo '=== passed: $(SETTINGS)'
+
+hook: $(READY)  ## have git call ruff before each commit
+	$(BIN)/pre-commit install
+
+# In copies of the project, on the embedded data. SESSION=file keeps the results, so that an interrupted run can go on.
+mutants: $(READY)  ## put faults into the backward functions, one at a time: who notices? (or some: make mutants ONLY=backward)
 	@$(BIN)/python tools/mutants.py $(ONLY) --jobs $(JOBS) $(if $(SESSION),--session '$(abspath $(SESSION))')
 
 doctor: $(READY)  ## try check_layer: false alarms, each fault caught and named, other checks beside it, into results/ (long; QUICK=1: minutes)
@@ -72,7 +104,7 @@ $(KATEX): $(READY)
 test-site: docs $(KATEX)  ## build the site and try every page in Chromium; pictures of the pages are left in _screenshots/
 	$(BIN)/pytest -m site tests/test_site.py tests/test_viewer_browser.py
 
-badges: $(READY)  ## write badges and neighbors into the notebooks, from settings.ini and nbs/sidebar.yml (SOURCES=folder: into others)
+badges: $(READY)  ## write badges, neighbors and the table of the index into the notebooks (SOURCES=folder: into others)
 	@$(BIN)/python tools/badges.py $(if $(SOURCES),--sources '$(SOURCES)')
 
 accuracy: $(READY)  ## train over five seeds, by hand and by torch, into results/ (all of MNIST; a while)
@@ -80,6 +112,9 @@ accuracy: $(READY)  ## train over five seeds, by hand and by torch, into results
 
 readme: $(READY)  ## make README.md from nbs/index.ipynb
 	$(BIN)/python tools/make_readme.py
+
+imports: $(READY)  ## draw in CONTRIBUTING.md which module imports which
+	@$(BIN)/python tools/imports.py
 
 export: $(READY)  ## write the package from the notebooks
 	$(BIN)/nbdev_export
@@ -95,7 +130,7 @@ images: $(READY)  ## draw the pictures in images/
 	$(BIN)/python tools/draw_images.py
 
 clean:  ## remove what the commands wrote, except .venv
-	rm -rf _run _exercises _proc _docs _screenshots build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf _run _exercises _proc _docs _screenshots build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find fb_pass tools tests nbs -name __pycache__ -prune -exec rm -rf {} +
 	find nbs -name .ipynb_checkpoints -prune -exec rm -rf {} +
 

@@ -1,13 +1,13 @@
 "The command behind `make mutants`: the faults, where they are put, and a run on a project made for the purpose."
-import json, re, subprocess, sys
+import ast, json, re, subprocess, sys
 
 import mutants as command
 import pytest
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.work_db import use_db
 from mutation.operators import OURS, all_operators
-from mutation.scope import functions, mutants, split_cells
-from mutation.trial import spliced, test_files as files_that_import
+from mutation.scope import functions, modules, mutants
+from mutation.trial import test_files as files_that_import
 
 EXAMPLES = [(name, e) for name, cls in OURS.items() for e in cls.examples()]
 
@@ -19,7 +19,9 @@ def test_operator_makes_the_fault_that_it_says(name, e):
     ('Scale', 'def forward(self, g): return g'), # goes forward
     ('Scale', 'def f(g): _check(g); n = len(g)'), # only looked at
     ('Scale', "def f(x): return 'g'"), ('Scale', 'def f(ctx, grad): a,b = h(ctx, x)'),
-    ('DoubleStatement', '_check_x(x)\n'), ('DoubleStatement', 'clear_grads(x)\n'), ('DoubleStatement', 'x = g\n'), ('DoubleStatement', 'ctx.save_for_backward(x)\n'), ('Stale', 'def f(t): t.g = None'),
+    ('Scale', 'f = lambda x, g=g: x'), ('Scale', 'def f(g): return [g, 1]'), ('Stale', 'def f(t): t.g = None'),
+    ('DoubleStatement', '_check_x(x)\n'), ('DoubleStatement', 'clear_grads(x)\n'), ('DoubleStatement', 'x = g\n'),
+    ('DoubleStatement', 'ctx.save_for_backward(x)\n'),
     ('SwapArguments', "f('name', x)"), ('SwapArguments', 'f(a=1, b=2)'), ('SwapArguments', 'np.maximum(x, 0)'),
     ('SwapOperands', 'a + b'), ('DropMethod', 'torch.where(m, g, 0)'), ('DropMethod', 'p.sub_(g)\n'),
     ('OtherTensor', 'def f(a, b): return x.a'), ('OtherTensor', 'def f(self, a): return a')])
@@ -42,23 +44,34 @@ def test_mutants_differ_and_parse(ours):
 def test_cosmic_ray_makes_of_the_module_what_was_made_of_the_cell(ours, root):
     for m in ours[::12]:
         spec, = m.item.mutations
-        source = (root/'fb_pass'/f'{m.module}.py').read_text(encoding='utf-8')
+        source = spec.module_path.read_text(encoding='utf-8')
         cls = next(type(op) for name, args, op in all_operators() if name == spec.operator_name)
         assert mutate_code(source, cls(**spec.operator_args), spec.occurrence) == source.replace(m.cell.source, m.new)
 
 def names(folder): return {f'{f.cell.module}.{f.qualname}' for f in functions(folder)}
 
-def test_functions_on_the_way_back_are_found(root):
+def test_backward_functions_are_found(root):
     found = names(root/'fb_pass')
-    assert found >= {'checks.add_grad', 'checks.clear_grads', 'checks.upstream_grad', 'normalization.normalize_grad', 'normalization.normalize_full_grad',
-                     'backward.mse_grad', 'backward.relu_grad', 'backward.lin_grad', 'backward.forward_and_backward',
-                     'modules.Module.__call__', 'modules.Module.backward', 'modules.Relu.bwd', 'modules.Lin.bwd', 'modules.Mse.bwd', 'modules.Model.bwd', 'modules.zero_grad',
-                     'autograd._by_hand', 'autograd._asked_for', 'autograd.LinFunction.forward', 'training.cross_entropy_grad', 'training.CrossEntropy.bwd',
-                     'training.SGD.update', 'training.AdamW.update', 'closures.Parameter.add', 'closures.Parameter.clear', 'closures.mse_loss', 'closures.SGDOptimizer.update'}
-    assert found >= {f'autograd.{o}Function.backward' for o in ('Lin', 'Relu', 'Mse')}
-    assert found >= {f'closures.{o}.forward{p}' for o in ('Relu', 'Sigmoid', 'Linear', 'Sequential') for p in ('', '.backward')}
-    # what checks a gradient is not on its way, what goes forward is not, and what shall be overridden is not
-    assert not found & {'checks.numerical_grad', 'checks.autograd_grad', 'checks.check_grad', 'forward.lin', 'training.softmax', 'modules.Module.bwd', 'training.Optimizer.update'}
+    expected = dict(
+        gradients='add_grad clear_grads upstream_grad', normalization='normalize_grad normalize_full_grad',
+        backward='mse_grad relu_grad lin_grad forward_and_backward',
+        modules='Module.__call__ Module.backward Model.bwd',
+        training='cross_entropy_grad SGD.update AdamW.update',
+        closures='Parameter.add Parameter.clear mse_loss SGDOptimizer.update')
+    assert found >= {f'{k}.{o}' for k,v in expected.items() for o in v.split()}
+    layers = ('Relu', 'Sigmoid', 'Linear', 'Sequential')
+    assert found >= {f'closures.{o}.forward{p}' for o in layers for p in ('', '.backward')}
+    assert [k for k in found if k.startswith('autograd.')]
+    # neither what checks a gradient, nor what goes forward, nor what must be overridden
+    assert not found & {'checks.numerical_grad', 'checks.autograd_grad', 'checks.check_grad', 'forward.lin',
+                        'training.softmax', 'modules.Module.bwd', 'training.Optimizer.update'}
+
+def test_every_rule_of_the_package_is_found(root):
+    "The backward of each `Rule(forward, backward)`, by another way of reading."
+    found = [f for f in functions(root/'fb_pass') if f.of_a_rule]
+    calls = [o for p in modules(root/'fb_pass').values() for o in ast.walk(ast.parse(p.read_text(encoding='utf-8')))
+             if isinstance(o, ast.Call) and getattr(o.func, 'id', '') == 'Rule']
+    assert len(found) == len({ast.unparse(o.args[1] if len(o.args) > 1 else o.keywords[0].value) for o in calls})
 
 CELL = '# %% ../nbs/{}.ipynb #{}\n{}\n\n'
 ROOM = '''
@@ -85,33 +98,43 @@ def check_grad(a, b): return a.g == b.g
 '''
 
 def test_a_later_room_is_found_by_itself(tmp_path):
-    (tmp_path/'convolution.py').write_text('"Doc."\n' + ''.join(CELL.format('14_convolution', i, o.strip()) for i,o in enumerate(ROOM.split('---'))))
+    cells = (CELL.format('14_convolution', i, o.strip()) for i,o in enumerate(ROOM.split('---')))
+    (tmp_path/'convolution.py').write_text('"Doc."\n' + ''.join(cells))
     found = names(tmp_path)
-    assert found == {f'convolution.{o}' for o in ('gelu_grad', 'Conv.bwd', 'Conv.__call__', '_spread', 'rms', 'make', 'make.backward', 'Lion.update')}
+    expected = 'gelu_grad Conv.bwd Conv.__call__ _spread rms make make.backward Lion.update'
+    assert found == {f'convolution.{o}' for o in expected.split()}
     assert {f'{m.module}.{m.function}' for m in mutants(tmp_path)} >= found - {'convolution.make'}
 
-def test_mutant_goes_into_the_notebook_as_into_the_module(tmp_path):
-    text = 'from .checks import add_grad\n\ndef f(g):\n    # forward: x\n    return g\n'
-    (tmp_path/'a.py').write_text(CELL.format('00_a', 'cafe', text.strip()))
-    *_, cell = split_cells(tmp_path/'a.py')
-    def notebook(source): return json.dumps({'cells': [{'id': 'beef', 'source': ['1']}, {'id': 'cafe', 'source': source.splitlines(True)}]})
-    nb = notebook('#| export\n' + text.replace('.checks', 'fb_pass.checks'))
-    new = json.loads(spliced(nb, cell, cell.source.replace('return g', 'return 2*g')))
-    assert new['cells'][1]['source'] == '#| export\nfrom fb_pass.checks import add_grad\n\ndef f(g):\n    # forward: x\n    return 2*g'
-    assert new['cells'][0]['source'] == ['1']
-    with pytest.raises(ValueError, match='cell cafe is not what was exported: make export'): spliced(notebook('#| export\n' + text.replace('return g', 'return 3*g')), cell, cell.source.replace('return g', 'return 2*g'))
-    with pytest.raises(ValueError, match='the notebook has no cell cafe: make export'): spliced(nb.replace('cafe', 'f00d'), cell, cell.source)
+RULES = '''
+def gelu_back(g, out, inp): return spread(g, inp)
+def spread(g, x): return g*x
+gelu = Rule(lambda inp: inp*2, gelu_back)
+---
+swish = Rule(lambda x: x*3, lambda g, out, x: g*(out > 0))
+class Scale(Op):
+    rule = Rule(lambda x, w: x*w, backward=lambda g, out, x, w: (g*w, (g*x).sum(0)))
+'''
 
-def test_every_mutant_can_be_put_into_its_notebook(ours, root):
-    for cell in {m.cell for m in ours}:
-        m = next(o for o in ours if o.cell == cell)
-        path = root/'fb_pass'/cell.notebook
-        assert spliced(path.read_text(encoding='utf-8'), cell, m.new)
+def test_backward_of_a_rule_is_found(tmp_path):
+    "A function or a lambda, by place or by name; what goes forward is left alone."
+    cells = (CELL.format('11_activations', i, o.strip()) for i,o in enumerate(RULES.split('---')))
+    (tmp_path/'activations.py').write_text('"Doc."\n' + ''.join(cells))
+    found = {o: [] for o in ('gelu_back', 'spread', 'swish.backward', 'Scale.rule.backward')}
+    assert names(tmp_path) == {f'activations.{o}' for o in found}
+    for m in mutants(tmp_path): found[m.function].append(m.change[1])
+    assert all('lambda x: x*3, lambda' in o for o in found['swish.backward'])
+    assert not any('2*((g*w' in o for o in found['Scale.rule.backward']), 'a tuple is no value'
+    parts = '(2*(g*w), (g*x)', '(g*w, 2*((g*x).sum(0)))', '(g*w, (g*x))', '(g*w, (g*x).mean(0))', '(g*w, (g*w).sum'
+    for part in parts:
+        assert any(part in o for o in found['Scale.rule.backward']), part
+    assert any('g*(x > 0)' in o for o in found['swish.backward'])
 
 def test_tests_of_a_module(root):
     found = files_that_import(root, ['closures'])
-    assert 'tests/test_closures.py' in found and not {'tests/test_core.py', 'tests/test_datasets.py', 'tests/test_project.py'} & {*found}
+    assert 'tests/test_closures.py' in found and not {'tests/test_datasets.py', 'tests/test_project.py'} & {*found}
     assert {'tests/test_core.py', 'tests/test_training.py'} <= {*files_that_import(root, ['backward'])}
+    of_doctor = {'tests/doctor/test_adapters.py', 'tests/doctor/test_report.py'}
+    assert of_doctor <= {*files_that_import(root, ['doctor.tracing'])}, 'through fb_pass.doctor, too'
 
 def test_equivalent_mutants_are_named_with_a_reason_and_exist(ours, root):
     entries = command.read_equivalents(root/'tools'/'mutants_equivalent.toml')
@@ -142,26 +165,39 @@ TOY = "def backward(g):\n    # forward: x\n    return g"
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
-    "A project of one function, whose notebook sees a wrong sign and whose test sees a wrong factor, but not a small one."
+    "A project of one function. Its notebook sees a wrong sign, its test a wrong factor, but not a small one."
     new = tmp_path_factory.mktemp('toy')
     for o in ('fb_pass', 'nbs', 'tests'): (new/o).mkdir()
-    (new/'settings.ini').write_text('[DEFAULT]\nlib_name = fb_pass\nlib_path = fb_pass\nnbs_path = nbs\ntst_flags = notest\nuser = me\n')
+    settings = 'lib_name = fb_pass', 'lib_path = fb_pass', 'nbs_path = nbs', 'tst_flags = notest', 'user = me'
+    (new/'settings.ini').write_text('\n'.join(['[DEFAULT]', *settings, '']))
     (new/'fb_pass'/'__init__.py').write_text('')
-    (new/'fb_pass'/'toy.py').write_text(CELL.format('00_toy', 'cafe', TOY))
+    (new/'fb_pass'/'_modidx.py').write_text("d = {'syms': {}}") # what nbdev_update looks for
+    (new/'fb_pass'/'toy.py').write_text('"Doc."\n\n' + CELL.format('00_toy', 'cafe', TOY))
     write(new, f'#| export\n{TOY}', 'assert backward(1) > 0')
-    (new/'tests'/'test_toy.py').write_text('from fb_pass.toy import backward\n\ndef test_toy(): assert abs(backward(1) - 1) < .01\n')
+    test = 'from fb_pass.toy import backward\n\ndef test_toy(): assert abs(backward(1) - 1) < .01\n'
+    (new/'tests'/'test_toy.py').write_text(test)
     return new
 
 def write(project, *sources):
-    cells = [dict(cell_type='code', id=i, source=o, metadata={}, outputs=[], execution_count=None) for i,o in zip(('cafe', 'beef'), sources)]
-    (project/'nbs'/'00_toy.ipynb').write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    cells = [dict(cell_type='code', id=i, source=o, metadata={}, outputs=[], execution_count=None)
+             for i,o in zip(('cafe', 'beef'), sources)]
+    nb = dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
+    (project/'nbs'/'00_toy.ipynb').write_text(json.dumps(nb))
 
 def run(project, *args):
-    args = [sys.executable, command.__file__, '--project', project, '--out', project/'out.json', '--equivalents', project/'equivalent.toml', '--session', project/'session.sqlite', '--jobs', '1', *args]
+    files = dict(out='out.json', equivalents='equivalent.toml', session='session.sqlite')
+    options = [o for k,v in files.items() for o in (f'--{k}', project/v)]
+    args = [sys.executable, command.__file__, '--project', project, *options, '--jobs', '1', *args]
     res = subprocess.run(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return res.returncode, res.stdout
 
-ENTRY = '[[equivalent]]\nmodule = "toy"\nfunction = "backward"\nline = "return g"\nmutants = ["return 1.001*(g)"{}]\nreason = "made up for this test"\n'
+ENTRY = '''[[equivalent]]
+module = "toy"
+function = "backward"
+line = "return g"
+mutants = ["return 1.001*(g)"{}]
+reason = "made up for this test"
+'''
 
 def test_a_run_from_end_to_end(toy, capsys):
     before = {p: p.read_bytes() for p in toy.rglob('*') if p.is_file()}
@@ -179,7 +215,8 @@ def test_a_run_from_end_to_end(toy, capsys):
     # and with a list that is wrong
     (toy/'equivalent.toml').write_text(ENTRY.format(', "return -1*(g)", "return 7*g"'))
     with use_db(toy/'session.sqlite') as db: results = dict(db.results)
-    found, entries = [*mutants(toy/'fb_pass', command.fingerprint(toy))], command.read_equivalents(toy/'equivalent.toml')
+    found = [*mutants(toy/'fb_pass', command.fingerprint(toy))]
+    entries = command.read_equivalents(toy/'equivalent.toml')
     assert command.report(command.judge(found, results, entries), results, entries, found)
     said = capsys.readouterr().out
     assert 'NO SUCH MUTANT toy.backward: return 7*g' in said

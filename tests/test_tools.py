@@ -5,6 +5,8 @@ import make_readme
 import nbformat
 import pytest
 import run_notebooks
+import yaml
+from book import notebooks
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 GOOD = '''
@@ -66,14 +68,37 @@ def test_run_by_name(folder):
     assert code == 0 and '00_bad' not in said and 'WARNING' not in said
 
 def test_run_refuses_unknown_names(folder):
-    with pytest.raises(SystemExit, match='no notebook 04_absent; there are: 00_bad, '): run_notebooks.find(folder/'nbs', ['04_absent', '00_bad'])
+    with pytest.raises(SystemExit, match='no notebook 04_absent; there are: 00_bad, '):
+        notebooks(['04_absent', '00_bad'], folder/'nbs')
+
+def test_notebooks_in_folders_by_name(tmp_path):
+    names = ['index', 'doctor/report', 'doctor/tracing', '01_a']
+    for o in names:
+        (p := tmp_path/f'{o}.ipynb').parent.mkdir(exist_ok=True)
+        write(p)
+    rooms = dict(section='All', contents=[f'{o}.ipynb' for o in names[1:]])
+    (tmp_path/'sidebar.yml').write_text(yaml.dump(dict(website=dict(sidebar=dict(contents=['index.ipynb', rooms])))))
+    def found(*names): return [*notebooks(names, tmp_path)]
+    assert found() == names, 'in the order of the sidebar'
+    assert found('report') == found('doctor/report') == found('nbs/doctor/report.ipynb') == ['doctor/report']
+    assert found('doctor', '01_a') == names[1:]
+
+def test_settings_of_processors_name_each_way_at_least_once(root):
+    "`make test-processors`: instructions of each library, old and new, and one, two, four and any number of threads."
+    table = re.findall(r'(?m)^on-([\w-]+) *:=(.*)$', (root/'Makefile').read_text(encoding='utf-8'))
+    assert ('default', '') in table, 'nothing set, the number of threads neither'
+    expected = dict(ATEN_CPU_CAPABILITY='default avx2', MKL_CBWR='COMPATIBLE AVX2', OPENBLAS_CORETYPE='Haswell Nehalem',
+                    OMP_NUM_THREADS='1 2 4')
+    found = {o for _,said in table for o in said.split()}
+    assert found == {f'{k}={o}' for k,v in expected.items() for o in v.split()}
 
 def hidden(source, **kwargs): return new_code_cell(f'#| hide\n{source}', **kwargs)
 
 def test_readme(tmp_path):
     text = new_output('stream', name='stdout', text='4\n')
+    links = '![a](../images/a.svg) [b](00_b.ipynb) [c](https://x.org/c) [d](#d)\n<img src="../images/e.svg">'
     write(tmp_path/'index.ipynb', new_markdown_cell('# Title\n\n> What'), hidden('import os', outputs=[text]),
-          new_markdown_cell('![a](../images/a.svg) [b](00_b.ipynb) [c](https://x.org/c) [d](#d)\n<img src="../images/e.svg">'),
+          new_markdown_cell(links),
           new_code_cell('print(2*2)', outputs=[text]))
     assert make_readme.readme(tmp_path/'index.ipynb') == """# Title
 

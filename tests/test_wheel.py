@@ -1,4 +1,4 @@
-"The wheel, built from a source distribution, installed into an empty environment and used from an empty folder without network."
+"The wheel, built from a source distribution and used in an empty environment, from an empty folder, without network."
 import os, re, shutil, subprocess, sys, venv, zipfile
 from email import message_from_bytes
 
@@ -8,7 +8,8 @@ from test_project import modules, settings
 pytestmark = pytest.mark.wheel
 
 def run(*args, **kwargs):
-    res = subprocess.run(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    out = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    res = subprocess.run(args, **out, **kwargs)
     assert res.returncode == 0, res.stdout
     return res.stdout
 
@@ -16,7 +17,8 @@ def run(*args, **kwargs):
 def wheel(root, tmp_path_factory):
     # Built from a copy: what earlier builds left in the checkout must not get in.
     source, dist = tmp_path_factory.mktemp('source')/'fb_pass', tmp_path_factory.mktemp('dist')
-    shutil.copytree(root, source, ignore=shutil.ignore_patterns('.git', '.venv', '_run', 'build', '*.egg-info', '__pycache__'))
+    skip = shutil.ignore_patterns('.git', '.venv', '_run', '_docs', '_proc', 'build', '*.egg-info', '__pycache__')
+    shutil.copytree(root, source, ignore=skip)
     run(sys.executable, '-m', 'build', '--outdir', dist, source)
     return next(dist.glob('*.whl'))
 
@@ -24,8 +26,9 @@ def test_contents(wheel, root):
     with zipfile.ZipFile(wheel) as z:
         files = {n: z.read(n) for n in z.namelist()}
     package = {n for n in files if '.dist-info/' not in n}
-    ours = {f'fb_pass/{p.name}' for p in root.glob('fb_pass/*.py')} | {'fb_pass/data/mnist_sample.npz', 'fb_pass/data/README.md'}
-    assert package == ours
+    ours = {str(p.relative_to(root)) for p in root.glob('fb_pass/**/*') if p.is_file() and '__pycache__' not in p.parts}
+    assert package == ours | {'fb_pass/data/mnist_sample.npz', 'fb_pass/data/README.md'} and 'fb_pass/py.typed' in ours
+    assert not [n for n in package if 'exercises' in n or 'answers' in n], 'exercises are no part of the package'
     assert files['fb_pass/data/mnist_sample.npz'] == (root/'data'/'mnist_sample.npz').read_bytes()
 
 def test_metadata(wheel):
@@ -61,13 +64,14 @@ leaves = [t.clone().requires_grad_() for t in (x, *params)]
 x2, w1, b1, w2, b2 = leaves
 mse(lin(relu(lin(x2, w1, b1)), w2, b2), targ).backward()
 for mine, theirs in zip((x, *params), leaves): check_grad(mine.g, theirs.grad)
-print(f"data in {seconds:.1f} s; Python {sys.version.split()[0]}, fastcore {version('fastcore')}, torch {version('torch')}, numpy {version('numpy')}")
+versions = [f'{o} {version(o)}' for o in ('fastcore', 'torch', 'numpy')]
+print(f'data in {seconds:.1f} s; Python {sys.version.split()[0]}', *versions, sep=', ')
 '''
 
 def cut_off():
-    "Prefix of a command that has no network: a namespace of its own where we may make one, else proxies that lead nowhere."
-    if shutil.which('unshare') and not subprocess.run(['unshare', '-n', 'true'], capture_output=True).returncode: return ['unshare', '-n']
-    return []
+    "Prefix of a command without network: a namespace of its own where we may make one, else proxies that lead nowhere."
+    may = shutil.which('unshare') and not subprocess.run(['unshare', '-n', 'true'], capture_output=True).returncode
+    return ['unshare', '-n'] if may else []
 
 def test_works_alone(wheel, root, tmp_path):
     env, empty, home = (tmp_path/o for o in ('env', 'empty', 'home'))
@@ -80,4 +84,4 @@ def test_works_alone(wheel, root, tmp_path):
     run(python, '-m', 'pip', 'install', '-q', '--disable-pip-version-check', wheel, '-c', tmp_path/'torch.txt')
     nowhere = {k: 'http://127.0.0.1:9' for k in ('HTTPS_PROXY', 'https_proxy', 'HTTP_PROXY', 'http_proxy')}
     alone = {'PATH': os.environ['PATH'], 'HOME': str(home), 'XDG_CACHE_HOME': str(home/'cache'), **nowhere}
-    print(run(*cut_off(), python, '-c', USE, *(p.stem for p in modules), cwd=empty, env=alone))
+    print(run(*cut_off(), python, '-c', USE, *modules, cwd=empty, env=alone))

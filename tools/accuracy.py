@@ -1,5 +1,6 @@
-"Train two networks with several seeds, by hand and by torch, and keep what they reach on the validation digits in results/accuracy.json."
+"Train two networks with several seeds, by hand and by torch, and keep what they reach in results/accuracy.json."
 import json, math, os, platform, statistics, sys
+from itertools import product
 from pathlib import Path
 
 import torch, torch.nn.functional as F
@@ -18,20 +19,23 @@ bs, lr_max, weight_decay = 128, 0.005, 0.3
 
 def new(sizes, seed, dtype): return mlp(*sizes, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
-def loaders(data, seed): return dataloader(*data[:2], bs, torch.Generator().manual_seed(seed)), dataloader(*data[2:], 1000)
+def loaders(data, seed):
+    return dataloader(*data[:2], bs, torch.Generator().manual_seed(seed)), dataloader(*data[2:], 1000)
 
 def by_hand(model, data, seed, epochs):
     "Validation accuracy after training with the gradients and the optimizer of ours."
     train_dl, valid_dl = loaders(data, seed)
     opt = AdamW(model.params, lr_max, weight_decay=weight_decay)
-    hist = fit(model, opt, train_dl, valid_dl, epochs, one_cycle(lr_max, epochs*len(train_dl)), stats_every=0, progress=False)
+    schedule = one_cycle(lr_max, epochs*len(train_dl))
+    hist = fit(model, opt, train_dl, valid_dl, epochs, schedule, stats_every=0, progress=False)
     return hist.epochs[-1]['accuracy']
 
 def by_torch(net, data, seed, epochs):
     "The same with nothing but torch's layers, autograd, optimizer and schedule."
     train_dl, _ = loaders(data, seed)
     opt = torch.optim.AdamW(net.parameters(), lr_max, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr_max, total_steps=epochs*len(train_dl), cycle_momentum=False)
+    steps = epochs*len(train_dl)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr_max, total_steps=steps, cycle_momentum=False)
     for _ in range(epochs):
         for xb, yb in train_dl:
             F.cross_entropy(net(xb), yb).backward()
@@ -40,12 +44,15 @@ def by_torch(net, data, seed, epochs):
             schedule.step()
     with torch.no_grad(): return accuracy(net(data[2]), data[3])
 
-def machine(): return f'{os.cpu_count()} cores of {platform.machine()}, {torch.get_num_threads()} of them used, torch {torch.__version__}'
+def machine():
+    cores = f'{os.cpu_count()} cores of {platform.machine()}, {torch.get_num_threads()} of them used'
+    return f'{cores}, torch {torch.__version__}'
 
 def line(row):
     "A row of the table: mean and standard deviation over the seeds."
     def words(accs): return f'{statistics.mean(accs):.2%} ± {statistics.stdev(accs) if len(accs) > 1 else math.nan:.2%}'
-    return f"{row['network']:10}  {row['dtype']}  {len(row['by_hand'])} seeds   by hand {words(row['by_hand'])}   torch {words(row['torch'])}"
+    reached = f"by hand {words(row['by_hand'])}   torch {words(row['torch'])}"
+    return f"{row['network']:10}  {row['dtype']}  {len(row['by_hand'])} seeds   {reached}"
 
 @call_parse
 def main(
@@ -54,21 +61,23 @@ def main(
     threads:int=1, # Threads of torch; the order of its sums, and so the last bits, depend on them
     out:str=str(root/'results'/'accuracy.json'), # Where to keep the results
 ):
-    "Accuracy on the 10,000 validation digits over seeds, by hand and by torch, from equal weights, on equal batches, in float32 and float64."
+    "Accuracy on the 10,000 validation digits over seeds, by hand and by torch, from equal weights, on equal batches."
     torch.set_num_threads(threads)
     x_train, y_train, x_valid, y_valid = get_data()
     if len(x_train) != 50_000: sys.exit('this needs all of MNIST; set FB_PASS_DATA to the folder that has it')
     mean, std = x_train.mean(), x_train.std()
     rows = {}
-    todo = [(sizes, dtype, seed) for dtype in (torch.float32, torch.float64) for sizes in networks for seed in range(seeds)]
-    for sizes, dtype, seed in track(todo, 'runs', console=console, transient=True, disable=not console.is_terminal):
+    todo = [*product((torch.float32, torch.float64), networks, range(seeds))]
+    for dtype, sizes, seed in track(todo, 'runs', console=console, transient=True, disable=not console.is_terminal):
         data = normalize(x_train, mean, std).to(dtype), y_train, normalize(x_valid, mean, std).to(dtype), y_valid
         name, bits = '-'.join(map(str, sizes)), str(dtype).split('.')[1]
         row = rows.setdefault((name, bits), dict(network=name, dtype=bits, by_hand=[], torch=[]))
         row['by_hand'].append(by_hand(new(sizes, seed, dtype), data, seed, epochs))
         row['torch'].append(by_torch(to_torch(new(sizes, seed, dtype)), data, seed, epochs))
-        console.print(f"{name:10}  {bits}  seed {seed}   by hand {row['by_hand'][-1]:.2%}   torch {row['torch'][-1]:.2%}")
-    kept = dict(command='make accuracy', machine=machine(), epochs=epochs, bs=bs, lr_max=lr_max, weight_decay=weight_decay, rows=[*rows.values()])
+        reached = f"by hand {row['by_hand'][-1]:.2%}   torch {row['torch'][-1]:.2%}"
+        console.print(f'{name:10}  {bits}  seed {seed}   {reached}')
+    kept = dict(command='make accuracy', machine=machine(), epochs=epochs, bs=bs, lr_max=lr_max,
+                weight_decay=weight_decay, rows=[*rows.values()])
     Path(out).parent.mkdir(exist_ok=True)
     Path(out).write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
     print('', *map(line, rows.values()), sep='\n')

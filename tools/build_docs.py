@@ -1,4 +1,4 @@
-"Build the site into _docs: by Quarto where it is installed, else by smalldocs, from the same sources and the same _quarto.yml."
+"Build the site into _docs: by Quarto where it is installed, else by smalldocs, from the same sources and settings."
 import os, re, shutil, sys, warnings
 from importlib import import_module
 from pathlib import Path
@@ -13,11 +13,12 @@ from book import root
 from site_cells import options
 
 def complete_index():
-    "nbdev passes over a notebook with `auto` in its name, as in 07_autograd, when it lists what is defined where; add that."
+    "nbdev passes over a notebook with `auto` in its name, as in 07_autograd, when it lists what is where; add that."
     for module,names in modidx['syms'].items():
         if names: continue
-        name = module.rpartition('.')[2]
-        names.update({f'{module}.{o}': (f'{name}.html#{o.lower()}', f'fb_pass/{name}.py') for o in import_module(module).__all__})
+        path = '/'.join(module.split('.')[1:])
+        public = import_module(module).__all__
+        names.update({f'{module}.{o}': (f'{path}.html#{o.lower()}', f'fb_pass/{path}.py') for o in public})
 
 def prepare(cfg):
     "Empty the folder of processed notebooks and put the pictures there: they lie beside the pages on the site."
@@ -28,14 +29,15 @@ def prepare(cfg):
     warnings.filterwarnings('ignore', 'Found cells containing imports and other code')
 
 def with_quarto():
-    "By Quarto. README.md is not its business: it is made by `make readme`, and nbdev writes one only if the index is newer."
+    "By Quarto. README.md, which nbdev writes only if the index is newer, is left to `make readme`."
     os.utime(root/'README.md')
     nbdev_docs.__wrapped__(n_workers=0)
 
 def with_smalldocs():
     "By smalldocs; the way of nbdev up to there."
     if not shutil.which('smalldocs', path=str(Path(sys.executable).parent)):
-        sys.exit('make docs: neither quarto nor smalldocs is installed; smalldocs needs Python 3.11 or newer: make distclean docs PYTHON=python3.11')
+        sys.exit('make docs: neither quarto nor smalldocs is installed; smalldocs needs Python 3.11 or newer: '
+                 'make distclean docs PYTHON=python3.11')
     from smalldocs.cli import main
     refresh_quarto_yml()
     cache = proc_nbs(n_workers=0)
@@ -48,7 +50,8 @@ def without_fonts(site):
     "The themes fetch their fonts from a third party at each visit. The reader's own fonts do as well."
     for p in site.glob('site_libs/**/*.css'):
         text = p.read_text(encoding='utf-8')
-        if '@import url(https:' in text: p.write_text(re.sub(r'@import url\(https:[^)]*\);?', '', text), encoding='utf-8')
+        mended = re.sub(r'@import url\(https:[^)]*\);?', '', text)
+        if mended != text: p.write_text(mended, encoding='utf-8')
 
 @call_parse
 def main():

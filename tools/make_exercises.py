@@ -1,20 +1,21 @@
-"Write the notebooks without the solutions of their exercises, for a class."
-import copy, os, re, sys
+"Write the notebooks without the solutions of their exercises, for a class: what nbconvert removes, by what marks them."
+import copy, os, re
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+from book import notebooks, root
 from fastcore.script import Param, call_parse
+from nbconvert.preprocessors import RegexRemovePreprocessor
 
-root = Path(__file__).resolve().parent.parent
-folded = {'#| code-fold: true', '#| code-summary: "Solution"'}
+# A folded solution, and the folded derivation that stands before it: the marks by which the site folds them, too.
+solutions = [r'(?:#\|.*\n)*#\| code-summary: "Solution"', '<details><summary>Solution</summary>']
 
-def is_solution(cell):
-    "Whether a cell is a folded solution, or the folded derivation that stands before it."
-    if cell.cell_type == 'code': return folded <= set(cell.source.splitlines()[:3])
-    return cell.source.startswith('<details><summary>Solution</summary>')
+def is_solution(cell): return bool(re.match('|'.join(solutions), cell.source))
 
-def is_check(cell): return cell.cell_type == 'code' and not is_solution(cell) and re.search(r"^check_exercise\('\d\d\.\d', \w+\)\s*\Z", cell.source, re.M)
+def is_check(cell):
+    called = re.search(r"^check_exercise\('\d\d\.\d', \w+\)\s*\Z", cell.source, re.M)
+    return cell.cell_type == 'code' and not is_solution(cell) and called
 
 def section(nb):
     "The cells from the heading Exercises to the next one."
@@ -26,28 +27,24 @@ def section(nb):
     return found
 
 def read_exercises(nb):
-    "What stands before the first exercise, and each exercise: title, code that is given, check and solution, as sources; the cells of the last two."
+    "Sources before the first exercise, and each exercise: title, and cells that are given, that check, that solve."
     before, found = [], []
     for cell in section(nb):
         title = re.search(r'^### Exercise (\d): (.+)', cell.source, re.M) if cell.cell_type == 'markdown' else None
-        if title: found.append(SimpleNamespace(number=int(title[1]), title=title[2], given=[], checks=[], solutions=[]))
+        if title:
+            found.append(SimpleNamespace(number=int(title[1]), title=title[2], given=[], checks=[], solutions=[]))
         elif cell.cell_type == 'code' and not found: before.append(cell.source)
-        elif cell.cell_type == 'code': (found[-1].solutions if is_solution(cell) else found[-1].checks if is_check(cell) else found[-1].given).append(cell)
+        elif cell.cell_type == 'code':
+            e = found[-1]
+            (e.solutions if is_solution(cell) else e.checks if is_check(cell) else e.given).append(cell)
     return before, found
-
-def fold(nb):
-    "Fold the solutions and what is said about them in JupyterLab, too, as the site does."
-    for cell in section(nb):
-        if is_solution(cell) and cell.cell_type == 'code': cell.metadata.update(jupyter={'source_hidden': True, 'outputs_hidden': True})
-    return nb
 
 def for_class(nb):
     "A copy of a notebook without solutions, and without the outputs of its exercises; all else is as it was."
     nb = copy.deepcopy(nb)
     for cell in section(nb):
         if cell.cell_type == 'code': cell.outputs, cell.execution_count = [], None
-    solutions = [id(o) for o in section(nb) if is_solution(o)]
-    nb.cells = [o for o in nb.cells if id(o) not in solutions]
+    nb, _ = RegexRemovePreprocessor(patterns=solutions).preprocess(nb, {})
     nbformat.validate(nb)
     return nb
 
@@ -56,10 +53,9 @@ def main(
     names:Param('Notebooks to write, as in 05_backward; all by default', str, nargs='*'),
     out:str=str(root/'_exercises'), # Folder for the notebooks
 ):
-    "Write the notebooks without the solutions of their exercises, and leave out the notebook that has the checkers. Pictures and links are found from where they are written to."
-    paths = {p.stem: p for p in sorted((root/'nbs').glob('*.ipynb')) if p.stem != '19_answers'}
-    wanted, out = [Path(o).stem for o in names] or list(paths), Path(out)
-    if (unknown := set(wanted) - paths.keys()): sys.exit(f"no notebook {', '.join(sorted(unknown))}; there are: {', '.join(paths)}")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in wanted: nbformat.write(for_class(nbformat.read(paths[name], as_version=4)), out/f'{name}.ipynb')
-    print(f'{len(wanted)} notebooks without solutions are in {os.path.relpath(out)}/')
+    "Write notebooks without the solutions of their exercises; pictures and links are found from there."
+    paths = {k: p for k,p in notebooks(names).items() if k != '19_answers'}
+    for name, path in paths.items():
+        (target := Path(out)/f'{name}.ipynb').parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(for_class(nbformat.read(path, as_version=4)), target)
+    print(f'{len(paths)} notebooks without solutions are in {os.path.relpath(out)}/')

@@ -8,23 +8,25 @@ from execnb.nbio import nb2str
 from fastcore.script import call_parse
 from nbconvert import MarkdownExporter
 from nbdev.process import NBProcessor
-from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, insert_warning, rm_export, rm_header_dash, strip_ansi
+from nbdev.processors import (clean_magics, filter_stream_, hide_, hide_line, insert_warning, rm_export,
+                              rm_header_dash, strip_ansi)
 
 root = Path(__file__).resolve().parent.parent
 # Not among them: what turns the title into front matter, and links to a site that may not be there.
 procs = [insert_warning, strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export, clean_magics, hide_]
 
 def from_root(md, folder='nbs'):
-    "Links of a Markdown text in `folder`, as seen from the top: ../images/x.svg becomes images/x.svg, and 00_a.ipynb nbs/00_a.ipynb."
+    "Links of a Markdown text in `folder`, as seen from the top: ../images/x.svg is images/x.svg, a.ipynb nbs/a.ipynb."
     def fix(m): return m[1] + normpath(f'{folder}/{m[2]}')
     return re.sub(r'''(\]\(|(?:src|href)=["'])(?![a-z]+:|[#/])([^)"'\s]+)''', fix, md)
 
 def check(cell):
     "Refuse what a README of one file cannot show."
-    if (m := re.search(r'^#\|.*', cell.source, re.MULTILINE)): raise ValueError(f'make readme does not know the directive {m[0]!r}')
+    if (m := re.search(r'^#\|.*', cell.source, re.MULTILINE)):
+        raise ValueError(f'make readme does not know the directive {m[0]!r}')
     for o in cell.get('outputs', ()):
         if any(k.startswith('image/') for k in o.get('data', {})):
-            raise ValueError(f'a cell of the README puts out a picture; draw it in images/ and link it instead:\n{cell.source}')
+            raise ValueError(f'a cell of the README puts out a picture; draw it in images/ instead:\n{cell.source}')
         if o.output_type == 'error': raise ValueError(f'a cell of the README ends in an error:\n{cell.source}')
 
 def readme(path=root/'nbs'/'index.ipynb'):

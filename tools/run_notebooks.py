@@ -8,6 +8,7 @@ from time import perf_counter
 from types import SimpleNamespace
 
 import nbformat
+from book import notebooks, root
 from fastcore.script import Param, call_parse
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
@@ -17,18 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from traitlets.config import Config
 
-root = Path(__file__).resolve().parent.parent
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 def plain(s): return re.sub(r'\x1b\[[0-9;]*m', '', s)
-
-def find(folder, names):
-    "Paths of the notebooks in `folder` that are called `names`, all if there are none, in reading order."
-    paths = {p.stem: p for p in sorted(folder.glob('[!_.]*.ipynb'))}
-    wanted = [Path(o).stem for o in names]
-    if not paths: sys.exit(f'no notebook in {folder}')
-    if (unknown := set(wanted) - paths.keys()): sys.exit(f"no notebook {', '.join(sorted(unknown))}; there are: {', '.join(paths)}")
-    return [p for k,p in paths.items() if k in wanted or not wanted]
 
 def fetch_data():
     "Look for the data once, so that a download happens once and is seen; the line that says which data it is."
@@ -58,16 +50,18 @@ def data_lines(nb):
     texts = [o.text for c in nb.cells for o in c.get('outputs', ()) if o.get('name') == 'stdout']
     return [l for t in texts for l in t.splitlines() if l.startswith('MNIST:')]
 
-def run_notebook(path, out, timeout, advance):
-    "Execute a notebook and write it to `out`. A failure is part of the result, so that the other notebooks still run."
-    res = SimpleNamespace(name=path.stem, checks=0, seconds=0., error='', trace='', data=[])
+def run_notebook(name, path, out, timeout, advance):
+    "Execute a notebook, write it to `out`. A failure is part of the result, so that the other notebooks still run."
+    res = SimpleNamespace(name=name, checks=0, seconds=0., error='', trace='', data=[])
     start, nb, number = perf_counter(), None, 0
     # Files of our own instead of TCP, where anyone on the machine could listen, as the kernel would warn every time.
-    transport = dict(transport='ipc', ip=f"{os.environ['JUPYTER_RUNTIME_DIR']}/{path.stem}")
+    socket = f"{os.environ['JUPYTER_RUNTIME_DIR']}/{path.stem}"
+    transport = dict(transport='ipc', ip=socket) if os.name == 'posix' else {}
     try:
         nb = nbformat.read(path, as_version=4)
-        client = NotebookClient(nb, kernel_name='python3', timeout=timeout, resources={'metadata': {'path': str(path.parent)}},
-                                record_timing=False, coalesce_streams=True, config=Config(KernelManager=transport))
+        client = NotebookClient(nb, kernel_name='python3', timeout=timeout, record_timing=False, coalesce_streams=True,
+                                resources={'metadata': {'path': str(path.parent)}},
+                                config=Config(KernelManager=transport))
         with client.setup_kernel():
             try:
                 for i,cell in enumerate(nb.cells):
@@ -75,12 +69,14 @@ def run_notebook(path, out, timeout, advance):
                     client.execute_cell(cell, i)
                     advance(len(nb.cells))
             finally: res.checks = checks_passed(client)
-    except CellExecutionError as e: res.error, res.trace = f"{e.ename}: {plain(e.evalue).partition(chr(10))[0]}", plain(e.traceback)
+    except CellExecutionError as e:
+        res.error, res.trace = f"{e.ename}: {plain(e.evalue).partition(chr(10))[0]}", plain(e.traceback)
     except Exception as e: res.error = f'{type(e).__name__}: {e}'.strip().splitlines()[0]
     if res.error and number: res.error = f'cell [{number}]: {res.error}'
     if nb:
         nb.metadata.pop('language_info', None) # the kernel adds it; what is left is the same on every machine
-        nbformat.write(nb, out/path.name)
+        (target := out/f'{name}.ipynb').parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(nb, target)
         res.data = data_lines(nb)
     res.seconds = perf_counter() - start
     return res
@@ -88,13 +84,15 @@ def run_notebook(path, out, timeout, advance):
 def run_all(paths, out, timeout):
     "Execute the notebooks one after the other, so that each has all cores and its measured times mean something."
     results = []
-    columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('cells'), TimeElapsedColumn()
+    bar = BarColumn(), MofNCompleteColumn(), TextColumn('cells'), TimeElapsedColumn()
+    columns = TextColumn('{task.description}'), *bar
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        for i,path in enumerate(paths, 1):
-            what = f'{i} of {len(paths)}  {path.stem}'
+        for i,(name,path) in enumerate(paths.items(), 1):
+            what = f'{i} of {len(paths)}  {name}'
             if not console.is_terminal: print(what, flush=True)
             task = progress.add_task(what, total=None)
-            results.append(run_notebook(path, out, timeout, lambda n: progress.update(task, total=n, advance=1)))
+            def advance(n, task=task): progress.update(task, total=n, advance=1)
+            results.append(run_notebook(name, path, out, timeout, advance))
             progress.remove_task(task)
     return results
 
@@ -115,13 +113,13 @@ def report(results, data):
 
 @call_parse
 def main(
-    names:Param('Notebooks to run, as in 05_backward; all by default', str, nargs='*'),
+    names:Param('Notebooks to run, as in 05_backward, doctor/report or doctor; all by default', str, nargs='*'),
     nbs:str=str(root/'nbs'), # Folder of the notebooks
     out:str=str(root/'_run'), # Folder for the executed notebooks
     timeout:int=1800, # Seconds that one cell may take
 ):
-    "Execute notebooks, each in a fresh kernel, and print what was checked, how long it took, on which data, and what failed."
-    paths, out = find(Path(nbs), names), Path(out)
+    "Execute notebooks, each in a fresh kernel; print what was checked, how long it took, on which data, what failed."
+    paths, out = notebooks(names, Path(nbs)), Path(out)
     out.mkdir(exist_ok=True)
     data = fetch_data()
     print(data, flush=True)

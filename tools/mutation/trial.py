@@ -1,4 +1,4 @@
-"Trying mutants: each in a copy of the project, first on the owning notebook, then on the tests that reach the function."
+"Trying mutants: each in a copy of the project, first on the owning notebook, then on the tests that reach it."
 import json, multiprocessing, os, re, shutil, signal, sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
@@ -15,37 +15,24 @@ from cosmic_ray.util import restore_contents
 from cosmic_ray.work_item import TestOutcome, WorkResult, WorkerOutcome
 from hypothesis import Phase, settings
 from nbdev.config import get_config
+from nbdev.sync import nbdev_update
 from nbdev.test import test_nb
 
 from . import operators # noqa: F401, makes Cosmic Ray know them
-from .scope import imported, package_imports
+from .scope import imported, module_name, package_imports
 
 SLOW = 'torch.utils.data', 'numpy', 'matplotlib.pyplot', 'hypothesis.extra.numpy'
 SKIP = shutil.ignore_patterns('.*', '_run', '_proc', '_docs', 'build', 'dist', '*.egg-info', '__pycache__')
 
 def copy_project(root, new):
-    "Copy what is under version control, nearly: no environment, nothing that the commands write, of the data the sample alone."
+    "Copy what is under version control, nearly: no environment, nothing that commands write, of the data the sample."
     def skip(folder, names):
-        kept = {'README.md', 'mnist_sample.npz'}
-        return SKIP(folder, names) | ({o for o in names if o not in kept} if Path(folder) == Path(root)/'data' else set())
+        more = {*names} - {'README.md', 'mnist_sample.npz'} if Path(folder) == Path(root)/'data' else set()
+        return SKIP(folder, names) | more
     shutil.copytree(root, new, ignore=skip)
 
-def spliced(notebook, cell, new):
-    "The notebook, as text, with the lines of an exported cell changed to those of `new`."
-    nb = json.loads(notebook)
-    found = [c for c in nb['cells'] if c.get('id') == cell.id]
-    if not found: raise ValueError(f'{cell.module}: the notebook has no cell {cell.id}: make export')
-    old, new, source = cell.source.strip('\n').split('\n'), new.strip('\n').split('\n'), ''.join(found[0]['source']).strip('\n').split('\n')
-    start, stop = 0, 0 # what is the same before and after
-    while start < min(len(old), len(new)) and old[start] == new[start]: start += 1
-    while stop < min(len(old), len(new)) - start and old[-1-stop] == new[-1-stop]: stop += 1
-    first = len(source) - len(old) # directives stand before what is exported
-    if first < 0 or source[first+start:len(source)-stop] != old[start:len(old)-stop]: raise ValueError(f'{cell.module}: cell {cell.id} is not what was exported: make export')
-    found[0]['source'] = '\n'.join(source[:first+start] + new[start:len(new)-stop] + source[len(source)-stop:])
-    return json.dumps(nb)
-
 def run_forked(f, args, timeout, log):
-    "Run `f(*args)` in a process of its own, which knows what this one has imported: (exit code or 'timeout', what it printed)."
+    "Run `f(*args)` in a process that knows what this one has imported: (exit code or 'timeout', what it printed)."
     def child():
         os.setsid() # so that all it starts ends with it
         with open(log, 'wb') as out:
@@ -68,12 +55,15 @@ def notebook_fails(path):
 
 def first_failure(name, said):
     "What a notebook that failed says, in a line."
-    where, kinds = re.search(r'Cell #(\d+)', said), re.findall(r'(?m)^((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit|Warning)\b.*)$', said)
+    where = re.search(r'Cell #(\d+)', said)
+    kinds = re.findall(r'(?m)^((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit|Warning)\b.*)$', said)
     return f"{name}, cell {where[1] if where else '?'}: {(kinds or said.strip().splitlines() or ['no word'])[-1]}"[:300]
 
 class Chosen:
-    "Plugin of pytest: runs `names` only, in that order, or all; keeps what failed, how long each took, and which functions of the package it called."
-    def __init__(self, package, names=None): self.package, self.names, self.failed, self.seconds, self.reached, self.here = f'{package}{os.sep}', names, [], {}, {}, set()
+    """Plugin of pytest: runs `names` only, in that order, or all; keeps what failed, how long each took, and which
+    functions of the package it called."""
+    def __init__(self, package, names=None):
+        self.package, self.names, self.failed, self.seconds, self.reached, self.here = package, names, [], {}, {}, set()
 
     def pytest_collection_modifyitems(self, config, items):
         if self.names is None: return
@@ -83,12 +73,14 @@ class Chosen:
 
     def pytest_runtest_logreport(self, report):
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.) + report.duration
-        if report.failed: self.failed.append(f"{report.nodeid}: {str(getattr(report.longrepr, 'reprcrash', '') or report.longrepr).strip().splitlines()[0]}"[:300])
+        said = str(getattr(report.longrepr, 'reprcrash', '') or report.longrepr).strip()
+        if report.failed: self.failed.append(f'{report.nodeid}: {said.splitlines()[0]}'[:300])
     def pytest_collectreport(self, report):
         if report.failed: self.failed.append(f'{report.nodeid}: {str(report.longrepr).strip().splitlines()[-1]}'[:300])
 
     def called(self, frame, event, arg):
-        if event == 'call' and frame.f_code.co_filename.startswith(self.package): self.here.add(frame.f_code)
+        inside = frame.f_code.co_filename.startswith(f'{self.package}{os.sep}')
+        if event == 'call' and inside: self.here.add(frame.f_code)
     def watch(self, name):
         "Add what is called meanwhile to what `name` reaches."
         if self.names is not None: return (yield)
@@ -97,7 +89,8 @@ class Chosen:
         try: return (yield)
         finally:
             sys.setprofile(None)
-            self.reached.setdefault(name, set()).update((Path(o.co_filename).stem, o.co_firstlineno) for o in self.here)
+            found = {(module_name(o.co_filename, self.package), o.co_firstlineno) for o in self.here}
+            self.reached.setdefault(name, set()).update(found)
 
     # What a file calls when it is read, or a fixture when it is made, serves all tests of the file.
     @pytest.hookimpl(wrapper=True)
@@ -108,24 +101,28 @@ class Chosen:
     def pytest_runtest_call(self, item): return (yield from self.watch(item.nodeid))
 
 def tests_fail(files, names, scratch, result):
-    "Run tests in this process until the first fails, or, without `names`, all of them; into the file `result` goes what is known then. Whether one has failed."
+    """Run tests in this process until the first fails, or, without `names`, all of them; into the file `result` goes
+    what is known then. Whether one has failed."""
     # The same examples every time, none remembered; a mutant is dead without the smallest example that kills it.
     settings.register_profile('mutants', derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
     settings.load_profile('mutants')
     sys.path.insert(0, os.getcwd())
     import fb_pass
     chosen = Chosen(Path('fb_pass').resolve(), names)
-    if Path(fb_pass.__file__).resolve().parent != Path('fb_pass').resolve(): raise ImportError(f'{fb_pass.__file__} is not the package of the copy')
-    options = ['-q', '--no-header', '-p', 'no:cacheprovider', '--basetemp', f'{scratch}/pytest', *(['-x'] if names is not None else [])]
-    code = pytest.main([*options, *files], plugins=[chosen])
+    if Path(fb_pass.__file__).resolve().parent != chosen.package:
+        raise ImportError(f'{fb_pass.__file__} is not the package of the copy')
+    options = ['-q', '--no-header', '-p', 'no:cacheprovider', '--basetemp', f'{scratch}/pytest']
+    code = pytest.main([*options, *(['-x'] if names is not None else []), *files], plugins=[chosen])
     reached = [[k, *o] for k,v in chosen.reached.items() for o in sorted(v)]
-    Path(result).write_text(json.dumps(dict(failed=chosen.failed, seconds=chosen.seconds, reached=reached)), encoding='utf-8')
+    kept = dict(failed=chosen.failed, seconds=chosen.seconds, reached=reached)
+    Path(result).write_text(json.dumps(kept), encoding='utf-8')
     return code not in (0, 5) # 5: no tests
 
 def test_files(root, wanted):
     "The files of tests that import one of the modules `wanted`, or a module that imports one."
-    files = sorted((root/'tests').glob('test_*.py'))
-    return [f'tests/{p.name}' for p in files if imported(root/'fb_pass', package_imports(p)) & set(wanted)]
+    files = sorted((root/'tests').glob('**/test_*.py'))
+    return [p.relative_to(root).as_posix() for p in files
+            if imported(root/'fb_pass', package_imports(p)) & set(wanted)]
 
 class Copy:
     "What a worker holds: a copy of the project, and an empty folder for all that is written."
@@ -134,43 +131,52 @@ class Copy:
         copy_project(project, self.scratch/'project')
         os.chdir(self.scratch/'project')
         (self.scratch/'tmp').mkdir()
-        for k,v in dict(XDG_CACHE_HOME='cache', IPYTHONDIR='ipython', TMPDIR='tmp', PYTHONPATH='project').items(): os.environ[k] = str(self.scratch/v)
+        places = dict(XDG_CACHE_HOME='cache', IPYTHONDIR='ipython', TMPDIR='tmp', PYTHONPATH='project')
+        os.environ.update({k: str(self.scratch/v) for k,v in places.items()})
         os.environ.update(OMP_NUM_THREADS='1', FB_PASS_OFFLINE='1', PYTHONDONTWRITEBYTECODE='1', MPLBACKEND='agg')
         os.environ.pop('FB_PASS_DATA', None)
         sys.dont_write_bytecode = True
-        # What takes long to import is imported once, if it is used; the package itself is imported by each process of its own.
-        used = ''.join(p.read_text(encoding='utf-8') for o in ('fb_pass/*.py', 'nbs/*.ipynb', 'tests/*.py') for p in Path().glob(o))
+        # What takes long to import is imported once, if it is used; each process imports the package itself.
+        every = [p for o in ('fb_pass/**/*.py', 'nbs/**/*.ipynb', 'tests/**/*.py') for p in Path().glob(o)]
+        used = ''.join(p.read_text(encoding='utf-8') for p in every)
         for name in SLOW:
             if name.partition('.')[0] in used: import_module(name)
 
     def notebook(self, path, timeout):
         start = perf_counter()
         code, said = run_forked(notebook_fails, (path,), timeout, self.scratch/'log')
-        return dict(seconds=perf_counter() - start, failed=[] if code == 0 else ['timeout' if code == 'timeout' else first_failure(Path(path).stem, said)], said=said)
+        failure = 'timeout' if code == 'timeout' else first_failure(Path(path).stem, said)
+        return dict(seconds=perf_counter() - start, failed=[failure] if code else [], said=said)
 
     def tests(self, files, names, timeout):
         start, result = perf_counter(), self.scratch/'result.json'
         result.unlink(missing_ok=True)
         shutil.rmtree(self.scratch/'tmp'/'pytest', ignore_errors=True)
         code, said = run_forked(tests_fail, (files, names, self.scratch/'tmp', result), timeout, self.scratch/'log')
-        found = json.loads(result.read_text(encoding='utf-8')) if result.exists() else dict(failed=['timeout' if code == 'timeout' else f'pytest ended with {code}'], seconds={}, reached=[])
-        return dict(found, all=perf_counter() - start, said=said, failed=found['failed'] or ([f'pytest ended with {code}'] if code else []))
+        failure = 'timeout' if code == 'timeout' else f'pytest ended with {code}'
+        found = json.loads(result.read_text(encoding='utf-8')) if result.exists() else dict(seconds={}, reached=[])
+        failed = found.get('failed') or ([failure] if code or not result.exists() else [])
+        return dict(found, all=perf_counter() - start, said=said, failed=failed)
 
     def mutant(self, item, cell, expected, tests, timeouts):
         "Try one: a `WorkResult` whose output says who killed it, if anyone did, and where."
         spec, = item.mutations
         path = Path(spec.module_path)
         notebook = (path.parent/cell.notebook).resolve()
+        operator = plugins.get_operator(spec.operator_name)(**spec.operator_args)
         with ExitStack() as stack:
-            old, new = stack.enter_context(use_mutation(path, plugins.get_operator(spec.operator_name)(**spec.operator_args), spec.occurrence))
+            old, new = stack.enter_context(use_mutation(path, operator, spec.occurrence))
             if new != old.replace(cell.source, expected): return WorkResult(WorkerOutcome.NO_TEST)
             stack.enter_context(restore_contents(notebook))
-            notebook.write_text(spliced(notebook.read_text(encoding='utf-8'), cell, expected), encoding='utf-8')
+            nbdev_update(str(path)) # into the notebook, too
             who, where = 'notebook', self.notebook(notebook, timeouts[0])['failed']
-            if not where and tests: who, where = 'tests', self.tests(sorted({o.partition('::')[0] for o in tests}), tests, timeouts[1])['failed']
+            if not where and tests:
+                files = sorted({o.partition('::')[0] for o in tests})
+                who, where = 'tests', self.tests(files, tests, timeouts[1])['failed']
         outcome = TestOutcome.KILLED if where else TestOutcome.SURVIVED
         diff = '\n'.join(unified_diff(old.splitlines(), new.splitlines(), f'a/{path}', f'b/{path}', lineterm=''))
-        return WorkResult(WorkerOutcome.NORMAL, json.dumps(dict(by=who if where else '', where=where[:1])), outcome, diff)
+        said = json.dumps(dict(by=who if where else '', where=where[:1]))
+        return WorkResult(WorkerOutcome.NORMAL, said, outcome, diff)
 
 copy = None
 def begin(project, folder):
@@ -181,7 +187,9 @@ def do(name, *args): return getattr(copy, name)(*args)
 
 class Copies(Distributor):
     "Hands Cosmic Ray's work to processes that have a copy of the project each."
-    def __init__(self, project, folder, jobs): self.pool = ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), begin, (str(project), str(folder)))
+    def __init__(self, project, folder, jobs):
+        spawn = multiprocessing.get_context('spawn')
+        self.pool = ProcessPoolExecutor(jobs, spawn, begin, (str(project), str(folder)))
     def __enter__(self): return self
     def __exit__(self, *args): self.pool.shutdown(cancel_futures=True)
 
@@ -192,4 +200,5 @@ class Copies(Distributor):
 
     def __call__(self, pending_work, test_command, timeout, config, on_task_complete):
         "`config` has, for each job, its cell, what becomes of it, the tests, and the seconds they may take."
-        for job, result in self.run((o.job_id, 'mutant', o, *config[o.job_id]) for o in pending_work): on_task_complete(job, result)
+        tasks = ((o.job_id, 'mutant', o, *config[o.job_id]) for o in pending_work)
+        for job, result in self.run(tasks): on_task_complete(job, result)
