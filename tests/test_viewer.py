@@ -12,7 +12,7 @@ from fb_pass.forward import lin
 from fb_pass.gradients import add_grad
 from fb_pass.library import from_torch
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
-from fb_pass.training import CrossEntropy, mlp
+from fb_pass.training import mlp
 from fb_pass.viewer import BackwardView, show_backward
 
 VOID = {'meta', 'img', 'input', 'br', 'hr', 'link'}
