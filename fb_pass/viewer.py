@@ -274,7 +274,9 @@ def _alias(t): return t.view_as(t) if t.requires_grad else t
 
 class _Recorder:
     "Records every call of every module in a model, and every backward pass; without `draw`, calls for autograd."
-    def __init__(self, draw=None): self.draw,self.calls,self.backs,self.raised = draw,[],[],None
+    def __init__(self, draw=None):
+        self.draw,self.calls,self.backs = draw,[],[]
+        self.raised = self.error = None # the last exception in a backward; the one that stopped the whole pass
 
     def listen(self, model):
         for path,m in find_inside(Module, model).items(): m.forward,m.bwd = self.recorded(path, m)
@@ -310,13 +312,13 @@ def _upstream(s, outs):
     return [torch.randn(o.shape, generator=gen, dtype=torch.float64).to(o) if is_floating(o) else None for o in outs]
 
 def _by_hand(s, image):
-    "Both passes of a copy of the model: the record, the upstream gradients, and the error that stopped it, if any."
+    "Both passes of a copy of the model: the record and the upstream gradients."
     ts,rec = s.copies(),_Recorder(partial(_cells, image=image))
     outs,back = s.call(rec.listen(s.fresh(ts)), ts)
     upstream = _upstream(s, outs)
     try: back(upstream)
-    except Exception as e: return rec, upstream, e
-    return rec, upstream, None
+    except Exception as e: rec.error = e
+    return rec, upstream
 
 # %% ../nbs/17_viewer.ipynb #a03a7c96
 def _by_autograd(s, upstream, functions=()):
@@ -363,7 +365,7 @@ class _Judge:
         if not is_floating(o.t): return 'constant', 'whole numbers: no gradient'
         got,inputs = back.grads.get(o[:2]),back.call.of('input')
         if got is None and not any(t.ndim for t in back.call.of('output')): # a loss
-            if o.role == 'output': return 'start', 'the backward pass starts here, with 1: the loss by itself'
+            if o.role == 'output': return 'start', 'the backward pass starts here: the gradient of the loss is 1'
             if o.role == 'input' and o.t is not inputs[0]: return 'constant', 'a constant: no gradient is needed'
         later = o.role != 'output' and self.last.get(id(o.t)) is not back
         if later and o.role == 'parameter': return 'so far', 'not complete: another layer adds to it later'
@@ -461,12 +463,11 @@ def _summary_html(v, view):
     "Is everything right? If not, what is the first thing that is wrong?"
     checked = sum(p.verdict in _FINE for s in v.steps for p in s.panels if p.role != 'output')
     if v.ok: return P(f'✓ All {checked} gradients agree with autograd.', cls='said fine')
-    found,alarms = [*v.failures],[P(f'✗ {o}', cls='said alarm') for o in v.notes]
-    if found[1:]: alarms.insert(0, P(f'{len(found[1:])} more messages in the steps; begin with this one.', cls='small'))
-    for i,said in found[:1]:
-        link = A(f'Step {i}', href=f'#{view}-{i}', data_step=f'{i}')
-        alarms.insert(0, P('✗ ', link, f': {said}', cls='said alarm'))
-    return Div(*alarms)
+    found = [*v.failures]
+    first = [P('✗ ', A(f'Step {i}', href=f'#{view}-{i}', data_step=f'{i}'), f': {said}', cls='said alarm')
+             for i,said in found[:1]]
+    more = P(f'{len(found[1:])} more messages in the steps; begin with this one.', cls='small') if found[1:] else ''
+    return Div(*first, more, *(P(f'✗ {o}', cls='said alarm') for o in v.notes))
 
 # %% ../nbs/17_viewer.ipynb #228c26c5
 _count = itertools.count(1)
@@ -551,13 +552,14 @@ def _adapted(model, args):
         raise type(e)(said) from e
 
 # %% ../nbs/17_viewer.ipynb #c61c93bb
-def _notes(steps, rec, error):
+def _notes(steps, rec):
     "What is wrong besides single gradients."
     spoiled = [(i, s, p) for i,s in enumerate(steps, 1) for p in s.panels if p.value.bad or p.grad and p.grad.bad]
     for i,s,p in spoiled[:1]: yield f'{p.name} of step {i}, {s.title}, is the first with numbers that are not finite'
-    if error and not any(s.error for s in steps): yield f'the backward pass stopped: {type(error).__name__}: {error}'
+    e = rec.error
+    if e and not any(s.error for s in steps): yield f'the backward pass stopped with {type(e).__name__}: {e}'
     for c in rec.calls:
-        if error or c.back or not c.is_step or not any(g is not None and g.any() for g in c.want.values()): continue
+        if e or c.back or not c.is_step or not any(g is not None and g.any() for g in c.want.values()): continue
         yield f'the backward of {_title(c.module)}, {c.path}, was never called, though it has gradients to pass on'
 
 # %% ../nbs/17_viewer.ipynb #9b1299b8
@@ -574,8 +576,8 @@ def show_backward(
     if image is not None and (len(sizes) != 2 or not all(isinstance(o, int) and 1 <= o <= _SIDE for o in sizes)):
         raise ValueError(f'show_backward: image is {image!r}, expected height and width from 1 to {_SIDE}, as (28, 28)')
     s = _adapted(model, args)
-    rec,upstream,error = _by_hand(s, image)
+    rec,upstream = _by_hand(s, image)
     for c,want in zip(rec.calls, _by_autograd(s, upstream)): c.want = want
     steps,inputs = [*_steps(rec)],', '.join(f'{k} {_shape(s.tensors[k])}' for k in s.inputs)
     title = f'Forward and backward through {_title(model)}: {inputs}'
-    return BackwardView(title, steps, [*_notes(steps, rec, error)])
+    return BackwardView(title, steps, [*_notes(steps, rec)])

@@ -138,9 +138,6 @@ def test_every_rule_of_style_is_for_this_view_alone(small):
     for s in selectors:
         for one in re.split(r',(?![^(]*\))', s): assert f'#{name}' in one, one
 
-def test_pieces_of_a_page_have_no_blank_lines(small):
-    assert '\n\n' not in small._repr_html_().replace('\n\ndef ', '\ndef ') # but for the code that is shown
-
 # Names that are HTML
 
 class Nasty(Lin):
