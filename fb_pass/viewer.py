@@ -146,7 +146,7 @@ _KNOWN = {
         forward=('The mean of the squared differences between predictions and targets.',
                  ['out = 1/n Σ_i (inp_i − targ_i)²']),
         backward=('The backward pass starts here: each prediction has a gradient in proportion to its own difference.',
-                  ['inp.g_i = 2/n (inp_i − targ_i)'])),
+                  ['inp.g_i = 2/n (inp_i − targ_i)', 'targ.g_i = 2/n (targ_i − inp_i)'])),
     CrossEntropy: dict(
         forward=('The mean of minus the logarithm of the probability of the right class.',
                  ['p = softmax(inp)', 'out = −1/n Σ_i log p_i[targ_i]']),
@@ -154,11 +154,21 @@ _KNOWN = {
                   ['inp.g_ij = 1/n (p_ij − 1 if j is targ_i, else p_ij)']))}
 
 # %% ../nbs/17_viewer.ipynb #eefa9413
+def _rule(m, method):
+    "The rule that `forward` or `bwd` of the module `m` only applies; None if it does something of its own."
+    return getattr(m, 'rule', None) if 'rule' in getattr(type(m), method).__code__.co_names else None
+
+def _named_by(m):
+    "The function that has names for the inputs of the module `m`, and how many arguments it has before them."
+    rule = _rule(m, 'forward')
+    return (rule.backward, 2) if rule else (type(m).forward, 1) # after `g` and `out`, or after `self`
+
 def _about(m):
     "What is known about the module `m`: by its class if it computes what that class does, else by its docstring."
     for cls,about in _KNOWN.items():
         if isinstance(m, cls) and type(m).forward is cls.forward: return about
-    names = list(inspect.signature(type(m).forward).parameters)[1:]
+    f,skip = _named_by(m)
+    names = list(inspect.signature(f).parameters)[skip:]
     says = (vars(type(m)).get('__doc__') or 'A module of its own: the code says what it does.').strip().split('\n')[0]
     return dict(forward=(says, [f'out = {type(m).__name__}({", ".join(names)})']),
                 backward=('The upstream gradient times the derivative of the output: a vector-Jacobian product.',
@@ -173,24 +183,24 @@ def _formula(text):
 # %% ../nbs/17_viewer.ipynb #599c16f1
 def _source(f):
     "The code of `f` without its docstring and the comments on its arguments; a line that says so where there is none."
-    try:
-        text = dedent(inspect.getsource(f)).rstrip()
-        node = ast.parse(text).body[0]
-    except (OSError, TypeError, SyntaxError):
-        return f'# the source of {getattr(f, "__name__", "this")} is not available here'
+    try: text = dedent(inspect.getsource(f)).rstrip()
+    except (OSError, TypeError): return f'# the source of {getattr(f, "__name__", "this")} is not available here'
+    try: node = ast.parse(text).body[0]
+    except SyntaxError: return text # a part of a longer statement, as a lambda may be
     if not isinstance(node, ast.FunctionDef) or ast.get_docstring(node) is None or len(node.body) < 2: return text
     body = text.split('\n')[node.body[0].end_lineno:]
     return '\n'.join([f'def {node.name}({", ".join(a.arg for a in node.args.args)}):', *body])
 
 def _root(o): return str(o.__module__).split('.')[0]
 
-def _code(f):
-    "The source of `f`, and below it that of the functions that it calls to do the work."
-    f = getattr(f, '__func__', f)
-    names,scope = getattr(getattr(f, '__code__', None), 'co_names', ()),getattr(f, '__globals__', {})
-    called = [o for o in map(scope.get, names) if isinstance(o, FunctionType) and _root(o) in (_root(f), _root(Module))]
-    every = check_grad.__module__,add_grad.__module__ # these functions say nothing about the layer
-    return '\n\n'.join(map(_source, [f, *(o for o in called if o.__module__ not in every)]))
+def _code(m, method):
+    "The source of `forward` or `bwd` of the module `m`, and below it that of the functions that do the work."
+    if (rule := _rule(m, method)): return _source(rule.forward if method == 'forward' else rule.backward)
+    f = getattr(type(m), method)
+    called = [o for o in map(f.__globals__.get, f.__code__.co_names) if isinstance(o, FunctionType)]
+    every = check_grad.__module__,add_grad.__module__ # their functions say nothing about the layer
+    called = [o for o in called if _root(o) in (_root(f), _root(Module)) and o.__module__ not in every]
+    return '\n\n'.join(map(_source, [f, *called]))
 
 # %% ../nbs/17_viewer.ipynb #af1c8baf
 class Panel(NamedTuple):
@@ -284,10 +294,10 @@ class _Recorder:
 
     def recorded(self, path, m):
         "`forward` and `bwd` of the module `m`, recorded."
-        forward,bwd,params = m.forward,m.bwd,_own_params(m)
+        forward,bwd,params,(f,skip) = m.forward,m.bwd,_own_params(m),_named_by(m)
         def new_forward(*args, **kwargs):
             if not self.draw: args = tree_map_only(torch.Tensor, _alias, args)
-            out,named = forward(*args, **kwargs),zip(argument_names(forward, len(args)), args)
+            out,named = forward(*args, **kwargs),zip(argument_names(f, len(args), skip), args)
             tensors = [o for name,a in named for o in _tensors('input', name, a)]
             tensors += [_Tensor('parameter', k, p) for k,p in params.items()] + _tensors('output', 'out', out)
             self.calls.append(_Call(path, m, tensors, [self.draw(o.t) for o in tensors] if self.draw else []))
@@ -395,8 +405,8 @@ def _title(m):
     return text if len(text) <= 40 and not find_inside(Module, m).keys() - {''} else type(m).__name__
 
 def _step(phase, call, panels, error=''):
-    cls,(says,rule) = type(call.module),_about(call.module)[phase]
-    code = _code(cls.forward if phase == 'forward' else cls.bwd)
+    says,rule = _about(call.module)[phase]
+    code = _code(call.module, 'forward' if phase == 'forward' else 'bwd')
     return Step(phase, call.path, _title(call.module), says, rule, code, panels, error)
 
 def _steps(rec):
@@ -578,6 +588,6 @@ def show_backward(
     s = _adapted(model, args)
     rec,upstream = _by_hand(s, image)
     for c,want in zip(rec.calls, _by_autograd(s, upstream)): c.want = want
-    steps,inputs = [*_steps(rec)],', '.join(f'{k} {_shape(s.tensors[k])}' for k in s.inputs)
-    title = f'Forward and backward through {_title(model)}: {inputs}'
-    return BackwardView(title, steps, [*_notes(steps, rec)])
+    steps,whole = [*_steps(rec)],rec.calls[-1] # the call of the model itself ends last
+    inputs = ', '.join(f'{o.name} {_shape(o.t)}' for o in whole.tensors if o.role == 'input')
+    return BackwardView(f'Forward and backward through {_title(model)}: {inputs}', steps, [*_notes(steps, rec)])

@@ -7,7 +7,6 @@ from torch import nn
 
 from fb_pass import viewer
 from fb_pass.autograd import LinFunction
-from fb_pass.backward import lin_grad
 from fb_pass.forward import lin
 from fb_pass.gradients import add_grad
 from fb_pass.library import from_torch
@@ -88,8 +87,8 @@ def test_every_step_is_a_section_with_formula_source_and_pictures(small):
     page = Page(small._repr_html_())
     assert len(page.all('section', class_='step')) == 8 == len(page.all('a', class_='chip'))
     assert {a['href'][1:] for a in page.all('a', class_='chip')} == {a['id'] for a in page.all('section')}
-    for f in (lin, lin_grad): assert inspect.getsource(f).split('\n')[-2] in page.text # the line that does the work
-    for words in ('out.g where inp > 0', '5×4, float32', 'mean', 'largest', 'agrees with autograd', 'layers[0]'):
+    assert inspect.getsource(lin).split('\n')[-2] in page.text # the line that does the work
+    for words in ('g.sum(0)', 'out.g where inp > 0', '5×4, float32', 'largest', 'agrees with autograd', 'layers[0]'):
         assert words in page.text
     assert 'def add_grad' not in page.text
     assert len(page.all('pre')) == 8 and page.all('p', class_='formula')
@@ -374,7 +373,7 @@ def test_bad_input_is_named():
              (TypeError, 'dtypes differ', lambda: show_backward(model, x.double(), targ)),
              (TypeError, 'argument 0 is a ndarray', lambda: show_backward(model, x.numpy(), targ)),
              (ValueError, 'lin: x', lambda: show_backward(model, x[:, :3], targ)),
-             (ValueError, 'mse: targ has shape', lambda: show_backward(model, x, targ[:, None])),
+             (ValueError, 'mse: .*targ has shape', lambda: show_backward(model, x, targ[:, None])),
              (ValueError, 'show_backward: there is no floating-point tensor', lambda: show_backward(Relu(), whole)),
              (ValueError, 'show_backward', lambda: show_backward(Relu()))]
     for error, words, f in cases:
