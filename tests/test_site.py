@@ -1,5 +1,7 @@
-"The site in a real browser. Nothing goes to the net: pages come from _docs under the address they will have, KaTeX from a copy of its release."
-import json, os, re, shutil, subprocess, sys
+"The site in a browser, without the net: pages come from _docs under their address, KaTeX from a copy of its release."
+import inspect, json, os, posixpath, re, shutil, subprocess, sys
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -33,7 +35,8 @@ class Visit:
     "A tab of the browser, and all that went wrong in it."
     def __init__(self, browser, width=1300, scheme='light'):
         self.width, self.wrong = width, []
-        self.context = browser.new_context(viewport={'width': width, 'height': SIZES[width]}, color_scheme=scheme, reduced_motion='reduce')
+        size = {'width': width, 'height': SIZES[width]}
+        self.context = browser.new_context(viewport=size, color_scheme=scheme, reduced_motion='reduce')
         self.context.grant_permissions(['clipboard-write'])
         self.context.add_init_script(remember_copies)
         self.context.route('**/*', self.answer)
@@ -80,14 +83,19 @@ def page(request, browser):
     yield v
     v.context.close()
 
-def soup(stem, seen={}):
+@cache
+def soup(stem):
     "A page as it is in the file, before any script."
-    if stem not in seen: seen[stem] = BeautifulSoup((DOCS/f'{stem}.html').read_text(encoding='utf-8'), 'html.parser')
-    return seen[stem]
+    return BeautifulSoup((DOCS/f'{stem}.html').read_text(encoding='utf-8'), 'html.parser')
+
+def seen_from(stem, path):
+    "Where a relative path on a page leads, from the root of the site."
+    return posixpath.normpath(posixpath.join(posixpath.dirname(stem), path))
 
 def test_quarto_is_taken_where_there_is_one(tmp_path):
     "By way of nbdev_docs, and README.md stays what it is. Quarto is played by smalldocs."
-    for o in ('nbs', 'fb_pass', 'images', 'tools'): shutil.copytree(root/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__', 'nbdev.yml'))
+    left_out = shutil.ignore_patterns('__pycache__', 'nbdev.yml')
+    for o in ('nbs', 'fb_pass', 'images', 'tools'): shutil.copytree(root/o, tmp_path/o, ignore=left_out)
     for o in ('settings.ini', 'setup.py', 'README.md'): shutil.copy(root/o, tmp_path)
     os.utime(tmp_path/'README.md', (0, 0))
     quarto, asked = tmp_path/'bin'/'quarto', tmp_path/'asked'
@@ -102,11 +110,12 @@ def test_quarto_is_taken_where_there_is_one(tmp_path):
     assert built == {p.relative_to(DOCS) for p in DOCS.glob('**/*.*')}
 
 def test_every_notebook_is_a_page_and_nothing_else():
-    assert sorted(p.stem for p in DOCS.glob('**/*.html')) == sorted(STEMS)
+    built = [p.relative_to(DOCS).with_suffix('').as_posix() for p in DOCS.glob('**/*.html')]
+    assert sorted(built) == sorted(STEMS)
 
 @each_page
 def test_sidebar_is_the_book(stem):
-    links = [a['href'].removeprefix('./') for a in soup(stem).select('#quarto-sidebar a[href$=".html"]')]
+    links = [seen_from(stem, a['href']) for a in soup(stem).select('#quarto-sidebar a[href$=".html"]')]
     assert list(dict.fromkeys(links)) == [f'{o}.html' for o in STEMS]
 
 def test_page_loads_without_fault(page):
@@ -115,7 +124,8 @@ def test_page_loads_without_fault(page):
 
 def test_screenshot_is_kept(page):
     SHOTS.mkdir(exist_ok=True)
-    page.tab.screenshot(path=SHOTS/f'{page.stem}_{page.width}.jpeg', type='jpeg', quality=60, full_page=True)
+    name = f"{page.stem.replace('/', '_')}_{page.width}.jpeg"
+    page.tab.screenshot(path=SHOTS/name, type='jpeg', quality=60, full_page=True)
 
 def test_page_does_not_scroll_sideways(page):
     assert page.tab.evaluate('document.documentElement.scrollWidth') <= page.width
@@ -133,11 +143,12 @@ def test_formulas_are_typeset(page):
     assert not left, 'formulas that nobody has set'
 
 def test_pictures_have_a_size_and_words(page):
-    pictures = page.tab.locator('main img').evaluate_all("""os => os.filter(o => o.checkVisibility()).map(o => { const r = o.getBoundingClientRect()
-        return {src: o.src.slice(0, 80), alt: o.alt, natural: o.naturalWidth, width: r.width, height: r.height} })""")
+    pictures = page.tab.locator('main img').evaluate_all("""os => os.filter(o => o.checkVisibility()).map(o => {
+        const {width, height} = o.getBoundingClientRect()
+        return {src: o.src.slice(0, 80), alt: o.alt, natural: o.naturalWidth, width, height} })""")
     assert pictures, 'a page without a picture'
-    # a vector is drawn as a single row of cells
-    for o in pictures: assert o['natural'] > 0 and o['width'] > 15 and o['height'] > 8 and len(o['alt'].split()) >= 3, o
+    for o in pictures: # a vector is drawn as a single row of cells
+        assert o['natural'] > 0 and o['width'] > 15 and o['height'] > 8 and len(o['alt'].split()) >= 3, o
 
 def test_first_screen_says_where_we_are(page):
     "Title, question, place and what comes next, without scrolling."
@@ -147,7 +158,8 @@ def test_first_screen_says_where_we_are(page):
     said = tab.locator('main').get_by_text(re.compile(re.sub(r"[^\w ]+", '.{0,2}', question))).first
     i = STEMS.index(page.stem)
     shown = [tab.locator('h1'), said, tab.get_by_alt_text('Open in Colab'), tab.get_by_alt_text('Open in Binder')]
-    if i + 1 < len(STEMS): shown.append(tab.locator(f'main p:has(img[alt="Open in Colab"]) a[href$="{STEMS[i+1]}.html"]'))
+    for o in STEMS[i+1:i+2]:
+        shown.append(tab.locator(f'main p:has(img[alt="Open in Colab"]) a[href$="{posixpath.basename(o)}.html"]'))
     for what in shown:
         box = what.bounding_box(timeout=2000)
         assert box and box['y'] + box['height'] <= SIZES[page.width], what
@@ -157,7 +169,8 @@ def axe(tab, *rules):
     only = dict(type='rule', values=rules) if rules else ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']
     found = Axe().run(tab, options={'runOnly': only, 'resultTypes': ['violations']}).response['violations']
     def line(n): return f"    {n['html'][:150]}\n      {' '.join(o['message'] for o in n['any'][:1])}"
-    return '\n'.join('\n'.join([f"{o['id']}: {o['help']}, {len(o['nodes'])} times", *map(line, o['nodes'][:4])]) for o in found)
+    def lines(o): return [f"{o['id']}: {o['help']}, {len(o['nodes'])} times", *map(line, o['nodes'][:4])]
+    return '\n'.join(l for o in found for l in lines(o))
 
 def test_page_is_accessible(page):
     "Contrast, words for pictures, names of controls, the keyboard and more."
@@ -187,9 +200,10 @@ def test_code_copies(page):
 def wide(tab, width):
     "What reaches over the right edge and is in no box that scrolls by itself."
     return tab.evaluate('''w => [...document.querySelectorAll('main *')].filter(o => {
-        if (o.getBoundingClientRect().right <= w + 1 || o.closest('svg, .katex-mathml')) return false;
-        for (let p = o.parentElement; p; p = p.parentElement) if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)) return false;
-        return true }).map(o => o.outerHTML.slice(0, 120)).slice(0, 5)''', width)
+        if (o.getBoundingClientRect().right <= w + 1 || o.closest('svg, .katex-mathml')) return false
+        const cuts = p => ['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)
+        const cut = p => p && (cuts(p) || cut(p.parentElement))
+        return !cut(o.parentElement) }).map(o => o.outerHTML.slice(0, 120)).slice(0, 5)''', width)
 
 def ids(stem): return {o['id'] for o in soup(stem).select('[id]')}
 
@@ -207,12 +221,13 @@ def fault(href, stem):
     if href.startswith(web):
         m = re.fullmatch(rf"(?:blob|tree|edit)/{CFG['branch']}/(.+)|issues(?:/new)?|", href.removeprefix(web))
         return 'not in the repository' if not m else m[1] and repository(m[1])
-    if re.match(r'https?://', href) and not href.startswith(BASE): return None if urlsplit(href).netloc and href.startswith('https:') else 'not https'
-    path, anchor = urldefrag(href.removeprefix(BASE))
-    path = unquote(path.removeprefix('./'))
-    if not (DOCS/(path or f'{stem}.html')).is_file(): return 'no such file'
-    page = Path(path).stem or stem
-    if anchor and unquote(anchor) not in ids(page): return f'no such place in {page}'
+    if re.match(r'https?://', href) and not href.startswith(BASE):
+        return None if urlsplit(href).netloc and href.startswith('https:') else 'not https'
+    path, anchor = map(unquote, urldefrag(href.removeprefix(BASE)))
+    if not href.startswith(BASE): path = seen_from(stem, path) if path else f'{stem}.html'
+    if not (DOCS/path).is_file(): return 'no such file'
+    page = path.removesuffix('.html')
+    if anchor and anchor not in ids(page): return f'no such place in {page}'
 
 @each_page
 def test_links_lead_somewhere(stem):
@@ -228,24 +243,23 @@ def test_anchors_are_unique(stem):
     found = [o['id'] for o in soup(stem).select('[id]')]
     assert len(found) == len(set(found)), {o for o in found if found.count(o) > 1}
 
-def public(name):
-    from importlib import import_module
-    import inspect
-    module = import_module(f'fb_pass.{name}')
-    return [(k, getattr(module, k)) for k in module.__all__ if inspect.isfunction(getattr(module, k)) or inspect.isclass(getattr(module, k))]
+def public(module):
+    "Names and objects of the public functions and classes."
+    named = ((k, getattr(module, k)) for k in module.__all__)
+    return [(k, o) for k,o in named if inspect.isfunction(o) or inspect.isclass(o)]
 
-@pytest.mark.parametrize('stem', [o.stem for o in BOOK if (root/'fb_pass'/f'{o.name}.py').exists()])
-def test_reference_is_complete(stem):
+@pytest.mark.parametrize('page', [o for o in BOOK if o.module], ids=lambda o: o.stem)
+def test_reference_is_complete(page):
     "Every public function and class of the module, each with a link to its source and a table of its arguments."
-    import inspect
-    for name,o in public(stem[3:]):
-        head = soup(stem).find('h3', id=f'ref-{name}')
+    for name,o in public(import_module(f'fb_pass.{page.module}')):
+        head = soup(page.stem).find('h3', id=f'ref-{name}')
         assert head and head.get_text(strip=True) == name, f'{name} is missing'
         between = []
         for sib in head.find_all_next():
             if sib.name in ('h2', 'h3') and sib is not head: break
             between.append(sib)
-        assert any(s.name == 'a' and '/fb_pass/' in s.get('href', '') and '#L' in s['href'] for s in between), f'{name} has no link to its source'
+        links = [s.get('href', '') for s in between if s.name == 'a']
+        assert any('/fb_pass/' in o and '#L' in o for o in links), f'{name} has no link to its source'
         if not inspect.isfunction(o): continue
         rows = {s.td.get_text(strip=True) for s in between if s.name == 'tr' and s.td}
         wanted = {k.lstrip('*') for k in inspect.signature(o).parameters if k != 'self'}
@@ -262,7 +276,8 @@ def test_the_whole_book_by_next(visit):
         tab.wait_for_url(re.compile(f'/{stem}\\.html$|/$'))
 
 @pytest.mark.parametrize('width', SIZES)
-@pytest.mark.parametrize('name, stem', [('lin_grad', '05_backward'), ('kaiming_normal', '03_initialization'), ('check_layer', '15_doctor')])
+@pytest.mark.parametrize('name, stem', [('lin_grad', '05_backward'), ('kaiming_normal', '03_initialization'),
+                                        ('check_layer', 'doctor/report')])
 def test_search_finds_a_function(visit, width, name, stem):
     tab = visit(width=width).open('index')
     if width < 1000: tab.locator('.navbar-toggler').click()
@@ -273,7 +288,10 @@ def test_search_finds_a_function(visit, width, name, stem):
     tab.wait_for_url(f'**/{stem}.html#ref-{name}')
     assert tab.locator(f'#ref-{name}').is_visible()
 
-def shade(tab): return tab.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0,3).reduce((a, b) => a + +b, 0)/3")
+def shade(tab):
+    "Mean of red, green and blue of the ground, 0 to 255."
+    color = tab.evaluate('getComputedStyle(document.body).backgroundColor')
+    return sum(map(int, re.findall(r'\d+', color)[:3]))/3
 
 def test_dark_and_light(visit):
     "As the machine is set, or as the reader chooses; the choice holds on the next page."

@@ -1,6 +1,6 @@
 """Draw every picture of `images/`: python tools/draw_images.py [folder]
 
-What is drawn, in the language of tools/picture.py. Where a picture shows numbers, the package computes them here, with a fixed seed.
+Where a picture shows numbers, the package computes them here, with a fixed seed. tools/picture.py says how to draw.
 """
 import json, sys
 from math import ceil, log10
@@ -14,30 +14,12 @@ from fb_pass.checks import autograd_grad, check_grad
 from fb_pass.forward import lin, relu
 from fb_pass.initialization import kaiming_normal
 from fb_pass.modules import Model
-from picture import DASHES, GRAD, GROUND, INK, LARGE, LIGHT, PALE, PARAM, SMALL, TEXT, VALUE, WHITE, WIDTH, Picture, blend
+from picture import DASHES, GRAD, GROUND, INK, LARGE, LIGHT, PALE, PARAM, SMALL, VALUE, WHITE, WIDTH, Picture, blend
 
-# The path of a batch, room by room; a later room is one more line here. The guard stands around all of them.
-PATH = [
-    '00 datasets',
-    '02 normalization',
-    '03 initialization',
-    '04 forward',
-    '05 backward',
-    '06 modules',
-    '07 autograd',
-    '08 closures',
-    '09 training',
-    '10 library',
-    '11 budgets',
-    '12 tracing',
-    '13 diagnosis',
-    '14 adapters',
-    '15 doctor',
-    '16 speed',
-    '17 viewer',
-    '18 exercises',
-    '19 answers',
-]
+# The path of a batch, room by room. The guard stands around all of them.
+PATH = ['00 datasets', '02 normalization', '03 initialization', '04 forward', '05 backward', '06 modules',
+        '07 autograd', '08 closures', '09 training', '10 library', '11 budgets', '12 tracing', '13 diagnosis',
+        '14 adapters', '15 doctor', '16 speed', '17 viewer', '18 exercises', '19 answers']
 GUARD = '01 checks'
 
 
@@ -46,8 +28,8 @@ GUARD = '01 checks'
 def _room(p, x, y, w, h, label, current=False, size=SMALL):
     "A room with its number and its name; the current one is filled."
     number, name = label.split()
-    p.box(x, y, w, h, edge=VALUE if current else INK, fill=VALUE if current else WHITE, lw=2.5 if current else 1.4, r=6, zorder=4)
-    color, weight = (WHITE, 'bold') if current else (INK, 'normal')
+    edge, fill, lw, color, weight = (VALUE, VALUE, 2.5, WHITE, 'bold') if current else (INK, WHITE, 1.4, INK, 'normal')
+    p.box(x, y, w, h, edge=edge, fill=fill, lw=lw, r=6, zorder=4)
     p.text(x + w/2, y + .28*h, number, size=SMALL, color=color)
     p.text(x + w/2, y + .69*h, name, size=size, color=color, weight=weight)
 
@@ -83,12 +65,13 @@ def room_path(current):
 
 def _where(current):
     "In words, what `room_path` shows."
-    rooms = [GUARD, *PATH]
-    label = next(o for o in rooms if o.split()[1] == current)
-    if label == GUARD: return f'Room {GUARD}, drawn as the wall around the {len(PATH)} other rooms, whose numbers stand in a row.'
+    label, n = next(o for o in [GUARD, *PATH] if o.split()[1] == current), len(PATH)
+    if label == GUARD:
+        return f'Room {label}, drawn as the wall around the {n} other rooms, whose numbers stand in a row.'
     i = PATH.index(label)
-    sides = [f'{word} {PATH[j]}' for word, j in (('after', i - 1), ('before', i + 1)) if 0 <= j < len(PATH)]
-    return f'Room {label}, {" and ".join(sides)}. Below, the numbers of all {len(PATH)} rooms in a row, inside the wall of room {GUARD}. A batch goes through them to the right, the gradient comes back.'
+    sides = [f'{word} {PATH[j]}' for word, j in (('after', i - 1), ('before', i + 1)) if 0 <= j < n]
+    return f'''Room {label}, {" and ".join(sides)}. Below, the numbers of all {n} rooms in a row, inside the wall of
+    room {GUARD}. A batch goes through them to the right, the gradient comes back.'''
 
 COLS, ROOM_W, ROOM_H, GAP_X, GAP_Y, LEFT, TOP = 4, 97, 48, 13, 26, 11.5, 24
 
@@ -101,8 +84,9 @@ def _slot(i):
 def path():
     "All rooms with their names."
     bottom = TOP + (len(PATH)//COLS + 1)*(ROOM_H + GAP_Y) + 4
-    p = Picture('The path of a batch through the rooms', f'The rooms {", ".join(PATH)} in rows of four, joined by an arrow forward for the batch '
-                f'and one back for the gradient, inside a wall: {GUARD}, which guards every room.', bottom + 24)
+    p = Picture('The path of a batch through the rooms', f'''The rooms {", ".join(PATH)} in rows of four, joined by an
+        arrow forward for the batch and one back for the gradient, inside a wall: {GUARD}, which guards every
+        room.''', bottom + 24)
     slots = [_slot(i) for i in range(len(PATH) + 1)]
     for (xa, ya), (xb, yb) in zip(slots, slots[1:-1]):
         if ya == yb:
@@ -140,7 +124,7 @@ def _tiny_network():
     g = torch.Generator().manual_seed(3)
     x = torch.tensor([['.+#'.index(o)/2 for row in SEVEN for o in row]], dtype=torch.float64)
     w1, w2 = (kaiming_normal(*shape, generator=g).double() for shape in ((100, 6), (6, 1)))
-    b1, b2, targ = torch.full((6,), .1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), torch.tensor([7.], dtype=torch.float64)
+    b1, b2, targ = (torch.tensor(o, dtype=torch.float64) for o in ([.1]*6, [0.], [7.]))
     model = Model(w1, b1, w2, b2)
     model(x, targ)
     model.backward()
@@ -158,28 +142,34 @@ def hero():
     except AssertionError: pass
     else: raise AssertionError('the check did not catch a wrong sign')
 
-    p = Picture('Forward, backward, and the check', 'A digit becomes a column of numbers x, goes through w1 and b1, ReLU, w2 and b2 to the loss. Values go forward along '
-                'solid blue arrows, gradients come back along dashed red ones. Below, the gradient w1.g as a map: by hand and by autograd it is the same, and with one wrong sign the check fails.', 466)
+    p = Picture('Forward, backward, and the check', '''A digit becomes a column of numbers x, goes through w1 and b1,
+        ReLU, w2 and b2 to the loss. Values go forward along solid blue arrows, gradients come back along dashed red
+        ones. Below, the gradient w1.g as a map: by hand and by autograd it is the same, and with one wrong sign the
+        check fails.''', 466)
     xs, mid, cell = [62, 150, 250, 335, 411], 132, 9
     p.heat(xs[0], mid, x.reshape(10, 10).tolist(), cell, VALUE)
     p.text(xs[0], mid + 62, 'a digit', size=SMALL)
     p.arrow((112, mid), (136, mid))
     ins, hidden = [mid - 72 + 16*i for i in range(10)], [mid - 62.5 + 25*i for i in range(6)]
-    width = lambda w, most: .3 + 1.6*abs(w)/most
+    def weight(a, b, w, i, j, more=0.):
+        p.line(a, b, color=PARAM, lw=.3 + 1.6*abs(w[i,j].item())/w.abs().max().item() + more, zorder=1)
     for i, a in enumerate(ins):
-        for j, b in enumerate(hidden): p.line((xs[1], a), (xs[2], b), color=PARAM, lw=width(w1[10*i + 6,j].item(), w1.abs().max().item()), zorder=1)
-        p.box(xs[1] - 8, a - 8, 16, 16, edge=VALUE, fill=VALUE if x[0,10*i + 6] > .7 else blend(VALUE, .5) if x[0,10*i + 6] > .3 else LIGHT[VALUE], lw=1, r=1)
+        for j, b in enumerate(hidden): weight((xs[1], a), (xs[2], b), w1, 10*i + 6, j)
+        fill = {1.: VALUE, .5: blend(VALUE, .5), 0.: LIGHT[VALUE]}[x[0,10*i + 6].item()]
+        p.box(xs[1] - 8, a - 8, 16, 16, edge=VALUE, fill=fill, lw=1, r=1)
     for j, b in enumerate(hidden):
-        p.line((xs[2], b), (xs[3], mid), color=PARAM, lw=width(w2[j,0].item(), w2.abs().max().item()) + .5, zorder=1)
+        weight((xs[2], b), (xs[3], mid), w2, j, 0, more=.5)
         p.disk(xs[2], b, 8.5, fill=VALUE if l2[0,j] > 0 else WHITE)
-        if w1.g[:,j].any(): p.disk(xs[2], b, 12, fill='none', edge=GRAD, dashed=True) # where ReLU lets the gradient through
+        if w1.g[:,j].any(): # ReLU lets the gradient through
+            p.disk(xs[2], b, 12, fill='none', edge=GRAD, dashed=True)
     p.disk(xs[3], mid, 8.5, fill=VALUE)
     p.disk(xs[3], mid, 12, fill='none', edge=GRAD, dashed=True)
     p.arrow((349, mid), (382, mid))
     p.box(386, mid - 17, 50, 34)
     p.text(xs[4], mid, 'loss')
     for i, s in ((200, 'w1, b1'), (300, 'w2, b2')): p.text(i, mid + 94, s, size=SMALL, color=PARAM)
-    for y, word, names, color in ((26, 'forward', ['x', 'l2', 'out', 'loss'], VALUE), (258, 'backward', ['x.g', 'l2.g', 'out.g', '1'], GRAD)):
+    for y, word, names, color in ((26, 'forward', ['x', 'l2', 'out', 'loss'], VALUE),
+                                  (258, 'backward', ['x.g', 'l2.g', 'out.g', '1'], GRAD)):
         p.text(xs[0], y, word, color=color, weight='bold')
         for at, s in zip(xs[1:], names): p.text(at, y, s, color=color)
         for a, b, s, t in zip(xs[1:], xs[2:], names, names[1:]):
@@ -212,16 +202,18 @@ def _tensor(p, x, y, name, shape, color=VALUE, grad=False, w=62):
         p.text(x, y + dy + 11, shape, size=SMALL)
     if grad: p.line((x - w/2 + 5, y), (x + w/2 - 5, y), color=GRAD, lw=1.2, dashed=True)
 
-NETWORK = ('x goes through a linear layer with w1 and b1 to l1, through ReLU to l2, through a second linear layer with w2 and b2 to out, '
-           'and the mean squared error compares out with targ and gives the loss.')
+NETWORK = '''x goes through a linear layer with w1 and b1 to l1, through ReLU to l2, through a second linear layer
+    with w2 and b2 to out, and the mean squared error compares out with targ and gives the loss.'''
+BACK = '''Beside each blue arrow a dashed red one leads back, from the loss, which starts with 1, to out.g, l2.g, l1.g
+    and x.g, and from the linear layers to the gradients of their weights and biases. Each gradient has the shape of
+    its tensor.'''
 
 def network(grad):
     half, op = (46, 40) if grad else (24, 22)
     c = [45 + 90*i for i in range(5)]
     y0 = 14 + half; y1 = y0 + 2*half + 42; y2 = y1 + 2*half + 44; y3 = y2 + 2*half + 42
     p = Picture('Forward and backward pass of the network, with shapes' if grad else 'The network, with shapes',
-                NETWORK + (' Beside each blue arrow a dashed red one leads back, from the loss, which starts with 1, to out.g, l2.g, l1.g and x.g, and from the linear layers to the gradients of '
-                           'their weights and biases. Each gradient has the shape of its tensor.' if grad else ' With the shape of each.'), y3 + half + 14)
+                f'{NETWORK} {BACK if grad else "With the shape of each."}', y3 + half + 14)
     def flow(a, b, apart=40):
         "Values from `a` to `b`, and the gradient back."
         if grad: p.both(a, b, apart=apart)
@@ -238,9 +230,9 @@ def network(grad):
         if grad: p.arrow((at + d, end), (at + d, start), color=GRAD)
     param(96, 80, y0, 'w1', '(784, 50)', 119, 1)
     param(180, 66, y0, 'b1', '(50,)', 154, 1)
-    for i, name, shape in ((0, 'x', '(n, 784)'), (2, 'l1', '(n, 50)'), (4, 'l2', '(n, 50)')): _tensor(p, c[i], y1, name, shape, grad=grad)
+    for i, name, n in ((0, 'x', 784), (2, 'l1', 50), (4, 'l2', 50)): _tensor(p, c[i], y1, name, f'(n, {n})', grad=grad)
     operation(1, y1, 'lin'); operation(3, y1, 'relu')
-    def edge(i, row): return 33 if i % 2 == row else 38 # from the middle to the end of an arrow; tensors and operations take turns
+    def edge(i, row): return 33 if i % 2 == row else 38 # from the middle of a tensor or an operation to its arrow
     for i in range(4): flow((c[i] + edge(i, 0), y1), (c[i+1] - edge(i+1, 0), y1))
     flow((c[4], y1 + half + 3), (c[4], y2 - op - 3), apart=16)
     operation(4, y2, 'lin'); operation(2, y2, 'mse')
@@ -282,8 +274,9 @@ def _product(p, xa, xb, y, a, b):
     p.text((right + l - 18)/2, y, '@', size=LARGE)
 
 def matmul_grad():
-    p = Picture('The gradients of a linear layer, as blocks', 'Forward: out is x times w, and b is added to each of the n rows. Backward: x.g is g times w transposed, where n_out meets n_out; '
-                'w.g is x transposed times g, where n meets n; b.g are the sums of the columns of g. What does not meet is the shape of the result.', 668)
+    p = Picture('The gradients of a linear layer, as blocks', '''Forward: out is x times w, and b is added to each of
+        the n rows. Backward: x.g is g times w transposed, where n_out meets n_out; w.g is x transposed times g, where
+        n meets n; b.g are the sums of the columns of g. What does not meet is the shape of the result.''', 668)
     p.heading(24, 'forward', color=VALUE)
     y = 96
     _block(p, 46, y, 'out', 'n', 'n_out', color=VALUE)
@@ -329,8 +322,10 @@ def memory(*dims):
 def outer_vs_matmul():
     n, n_in, n_out = 50_000, 784, 50
     many, one = memory(n, n_in, n_out), memory(n_in, n_out)
-    p = Picture('The gradient of a weight matrix: a stack of outer products, or one matrix product', f'Above: for each of {n:,} examples a table x[i] times g[i]; the stack of them takes {many}, and then it is summed. '
-                f'Below: one matrix product of x transposed and g gives the same table of {one} at once. Two bars compare the memory.', 626)
+    p = Picture('The gradient of a weight matrix: a stack of outer products, or one matrix product', f'''Above: for
+        each of {n:,} examples a table x[i] times g[i]; the stack of them takes {many}, and then it is summed. Below:
+        one matrix product of x transposed and g gives the same table of {one} at once. Two bars compare the
+        memory.''', 626)
     p.heading(26, 'n outer products, then their sum')
     y = 138
     _block(p, 42, y, 'x[i]', 'n_in', '1', color=VALUE)
@@ -355,7 +350,8 @@ def outer_vs_matmul():
     p.rule(486)
     p.heading(510, 'memory of what is made')
     for y, s, share in ((540, f'the stack: {many}, {n:,} times as much', 1), (576, f'the matrix product: {one}', 1/n)):
-        p.box(16, y - 11, max(418*share, 1.6), 22, edge=GRAD, dashed=share == 1, r=1) # to scale, the second would not be seen at all
+        width = max(418*share, 1.6) # to scale, the second would not be seen at all
+        p.box(16, y - 11, width, 22, edge=GRAD, dashed=share == 1, r=1)
         p.note(27, y, s)
     p.note(16, 606, f'n = {n:,}, n_in = {n_in}, n_out = {n_out}, float32')
     return p
@@ -364,10 +360,11 @@ def outer_vs_matmul():
 # Initialization
 
 def _moments(size, depth=50, width=256, n=200):
-    "Mean of the squares of the activations after each layer, and of the gradients that come back to each, for weights of He's size times `size`."
+    "Mean squares of the activations after each layer and of their gradients, for weights of He's size times `size`."
     g = torch.Generator().manual_seed(42)
     acts, outs = [torch.randn(n, width, generator=g).double()], []
-    ws, b = [kaiming_normal(width, width, generator=g).double()*size for _ in range(depth)], torch.zeros(width, dtype=torch.float64)
+    ws = [kaiming_normal(width, width, generator=g).double()*size for _ in range(depth)]
+    b = torch.zeros(width, dtype=torch.float64)
     for w in ws:
         outs.append(lin(acts[-1], w, b))
         acts.append(relu(outs[-1]))
@@ -378,23 +375,29 @@ def _moments(size, depth=50, width=256, n=200):
     return [[t.pow(2).mean().item() for t in ts] for ts in (acts, [a.g for a in acts])]
 
 def kaiming_depth():
-    p = Picture('The size of activations and gradients by depth, for three sizes of weights', 'Two charts over fifty layers, on a logarithmic scale. With weights of variance 2/n_in the mean of the squares stays near 1, '
-                'forward for the activations and backward for the gradients. With half that variance it is halved in every layer, with twice that variance doubled.', 630)
+    p = Picture('The size of activations and gradients by depth, for three sizes of weights', '''Two charts over fifty
+        layers, on a logarithmic scale. With weights of variance 2/n_in the mean of the squares stays near 1, forward
+        for the activations and backward for the gradients. With half that variance it is halved in every layer, with
+        twice that variance doubled.''', 630)
     p.heading(26, 'weights of variance 2/n_in keep the size')
     p.note(16, 48, 'fifty layers of 256 units with ReLU')
     sizes = [('4/n_in', 2**.5, 's'), ('2/n_in', 1., 'o'), ('1/n_in', .5**.5, '^')]
     runs = [_moments(size) for _, size, _ in sizes]
-    for (_, size, _), (acts, grads) in zip(sizes, runs): # what the description says: size**2 in each of fifty layers, but for luck
+    for (_, size, _), (acts, grads) in zip(sizes, runs): # as described: size**2 in each of fifty layers, but for luck
         for o in (acts[-1]/acts[0], grads[0]/grads[-1]): assert abs(log10(o) - 100*log10(size)) < 1.5, f'{size}: {o}'
-    for way, (top, color, what) in enumerate(((102, VALUE, 'forward: activations, mean of squares'), (376, GRAD, 'backward: gradients, mean of squares'))):
-        p.heading(top - 18, what, size=SMALL, color=color)
-        ax_x = 86 if way else 64 # the curves end where their names stand
+    ways = (102, VALUE, 'forward: activations'), (376, GRAD, 'backward: gradients')
+    for way, (top, color, what) in enumerate(ways):
+        p.heading(top - 18, f'{what}, mean of squares', size=SMALL, color=color)
+        # names stand where the curves end
+        ax_x, name_x, end, ha, ls = (86, 78, 0, 'right', DASHES) if way else (64, 372, -1, 'left', '-')
         ax = p.axes(ax_x, top, 300, 190, right=bool(way))
-        ax.set(xlim=(0, 50), ylim=(-18, 18), xticks=range(0, 51, 10), yticks=(-15, 0, 15), yticklabels=('1e\u221215', '1', '1e15'))
+        ax.set(xlim=(0, 50), ylim=(-18, 18), xticks=range(0, 51, 10), yticks=(-15, 0, 15))
+        ax.set(yticklabels=('1e\u221215', '1', '1e15'))
         for (name, _, mark), run in zip(sizes, runs):
             logs = [round(log10(o), 3) for o in run[way]]
-            ax.plot(range(51), logs, color=color, lw=2.2, ls=DASHES if way else '-', marker=mark, ms=8, mfc=WHITE, mew=1.8, markevery=(5, 10), clip_on=False)
-            p.text(*((78, top + 190*(.5 - logs[0]/36)) if way else (372, top + 190*(.5 - logs[-1]/36))), name, size=SMALL, ha='right' if way else 'left')
+            ax.plot(range(51), logs, color=color, lw=2.2, ls=ls, marker=mark, ms=8, mfc=WHITE, mew=1.8,
+                    markevery=(5, 10), clip_on=False)
+            p.text(name_x, top + 190*(.5 - logs[end]/36), name, size=SMALL, ha=ha)
         p.text(ax_x + 150, top + 226, 'layer', size=SMALL)
         ends = (ax_x + 178, top + 226), (ax_x + 240, top + 226)
         p.arrow(*(ends[::-1] if way else ends), color=color)
@@ -406,8 +409,9 @@ def kaiming_depth():
 def broadcast_trap():
     output, targ, cell = [1, 2, 3, 4], [2, 3, 4, 5], 25
     n = len(targ); side = n*cell
-    p = Picture('Broadcasting: (n,1) - (n,) is (n,n)', 'Above: the column output minus the row targ is stretched to a square of n times n differences, and the mean of their squares is wrong. '
-                'Below: the row output[:,0] minus the row targ has n differences, and the mean is right.', 402)
+    p = Picture('Broadcasting: (n,1) - (n,) is (n,n)', '''Above: the column output minus the row targ is stretched to
+        a square of n times n differences, and the mean of their squares is wrong. Below: the row output[:,0] minus
+        the row targ has n differences, and the mean is right.''', 402)
     show = lambda o: f'{o:g}'.replace('-', '\u2212')
     left = [16, 140, 264]
     def equation(y, names, shapes, height):
@@ -422,8 +426,9 @@ def broadcast_trap():
         for i, j, o in cells: p.text(x + (j+.5)*cell, y + (i+.5)*cell, show(o), size=SMALL, color=PALE)
     def block(x, y, values, **kw): p.table(x, y, [[show(o) for o in row] for row in values], cell, **kw)
     def verdict(y, word, diffs):
-        for dy, s, kw in ((-32, word, dict(weight='bold')), (-10, 'mean of', dict(size=SMALL)), (8, 'squares', dict(size=SMALL)),
-                          (33, f'{sum(o*o for o in diffs)/len(diffs):g}', dict(size=LARGE, weight='bold'))): p.text(405, y + dy, s, **kw)
+        p.text(405, y - 32, word, weight='bold')
+        for dy, s in ((-10, 'mean of'), (8, 'squares')): p.text(405, y + dy, s, size=SMALL)
+        p.text(405, y + 33, f'{sum(o*o for o in diffs)/len(diffs):g}', size=LARGE, weight='bold')
 
     p.heading(26, 'The trap: a column minus a row')
     y = 92
@@ -451,7 +456,8 @@ def broadcast_trap():
 # Finite differences
 
 def finite_difference():
-    p = Picture('The central difference', 'A curve with its tangent at x, dashed, and the line through its points at x minus eps and x plus eps. The two run almost parallel.', 366)
+    p = Picture('The central difference', '''A curve with its tangent at x, dashed, and the line through its points at
+        x minus eps and x plus eps. The two run almost parallel.''', 366)
     f = lambda x: .25*x**3 - .3*x + 1
     slope = lambda x: .75*x**2 - .3
     x, eps = 1.15, .8
@@ -480,11 +486,14 @@ def finite_difference():
 # Closures
 
 def closures():
-    p = Picture('Closures: every forward leaves a function behind that remembers the way back', 'Three layers in a row. Each forward hands its output on and returns a function backward, drawn as a box that keeps what it needs: X and w, or where X was positive. '
-                'From the loss the gradient Yg goes through these functions from the last to the first, and each linear one adds to w.gradient and b.gradient.', 424)
+    p = Picture('Closures: every forward leaves a function behind that remembers the way back', '''Three layers in a
+        row. Each forward hands its output on and returns a function backward, drawn as a box that keeps what it
+        needs: X and w, or where X was positive. From the loss the gradient Yg goes through these functions from the
+        last to the first, and each linear one adds to w.gradient and b.gradient.''', 424)
     c, w, top, low, end = [102, 216, 330], 92, 88, 226, 362
     p.note(16, 26, 'forward: each layer leaves a function behind', color=VALUE)
-    for y, name, color in ((top, 'X', VALUE), (low, 'Xg', GRAD)): p.text(20, y, name, size=LARGE, color=color, weight='bold')
+    p.text(20, top, 'X', size=LARGE, color=VALUE, weight='bold')
+    p.text(20, low, 'Xg', size=LARGE, color=GRAD, weight='bold')
     for x, name, kept in zip(c, ('Linear', 'Relu', 'Linear'), ('X and w', 'X > 0', 'X and w')):
         p.box(x - w/2, top - 28, w, 56, edge=VALUE)
         p.text(x, top - 10, name, color=VALUE, weight='bold')
@@ -523,8 +532,10 @@ def speed():
     bars, most = 66, max(1., rows[-1][0])
     charts = [(name, kept['growth'][name]) for name in ('batch', 'width', 'depth')]
     top = bars + 30*len(rows) + 92
-    p = Picture('The time of one training step', 'Above: bars for the time of one step of 784-50-10 with a batch of 64, as multiples of ours: ' + ', '.join(f'{k} {r:.2f}' for r, k in rows)
-                + '. Below: how the time grows with the batch, the width and the depth, on logarithmic axes, for ours, for torch and for the matrix products alone.', top + 3*206 + 4)
+    times = ', '.join(f'{k} {r:.2f}' for r, k in rows)
+    p = Picture('The time of one training step', f'''Above: bars for the time of one step of 784-50-10 with a batch of
+        64, as multiples of ours: {times}. Below: how the time grows with the batch, the width and the depth, on
+        logarithmic axes, for ours, for torch and for the matrix products alone.''', top + 3*206 + 4)
     p.heading(26, 'one step of 784-50-10, batch of 64')
     p.note(16, 48, 'time as a multiple of ours')
     for i, (r, k) in enumerate(rows):
@@ -534,37 +545,30 @@ def speed():
         p.text(200 + 200*r/most, y + 11, f'{r:.2f}', size=SMALL, ha='left', color=VALUE if mine else INK)
     p.rule(top - 74)
     p.heading(top - 50, 'how the time grows')
-    styles = {'ours': (VALUE, 'o', '-'), 'torch eager': (GRAD, 's', DASHES), 'all matrix products': (PALE, '^', (0, (1, 2)))}
-    for i, (k, (color, mark, ls)) in enumerate(styles.items()):
-        x = (16, 96, 226)[i]
-        p.ax.plot([x, x + 22], [top - 26]*2, color=color, ls=ls, lw=2, marker=mark, ms=7, mfc=WHITE, mew=1.6, markevery=[1])
-        p.note(x + 32, top - 26, k, color=color)
+    styles = {k: dict(color=color, marker=mark, ls=ls, lw=2, ms=7, mfc=WHITE, mew=1.6) for k, color, mark, ls in (
+        ('ours', VALUE, 'o', '-'), ('torch eager', GRAD, 's', DASHES), ('all matrix products', PALE, '^', (0, (1, 2))))}
+    for x, (k, style) in zip((16, 96, 226), styles.items()):
+        p.ax.plot([x, x + 22], [top - 26]*2, markevery=[1], **style)
+        p.note(x + 32, top - 26, k, color=style['color'])
     for i, (name, o) in enumerate(charts):
         y = top + 206*i
         ax = p.axes(64, y, 300, 140)
         least = min(min(o[k]['seconds']) for k in styles)
-        for k, (color, mark, ls) in styles.items(): ax.plot(range(len(o['at'])), [log10(t/least) for t in o[k]['seconds']], color=color, ls=ls, lw=2, marker=mark, ms=7, mfc=WHITE, mew=1.6, clip_on=False)
-        tall = max(1, ceil(max(log10(max(o[k]['seconds'])/least) for k in styles)))
-        ax.set(xlim=(0, len(o['at']) - 1), ylim=(0, tall), xticks=range(len(o['at'])), xticklabels=o['at'], yticks=range(tall + 1), yticklabels=[f'{10**t}x' for t in range(tall + 1)])
+        logs = {k: [log10(t/least) for t in o[k]['seconds']] for k in styles}
+        for k, style in styles.items(): ax.plot(range(len(o['at'])), logs[k], clip_on=False, **style)
+        tall = max(1, ceil(max(map(max, logs.values()))))
+        ax.set(xlim=(0, len(o['at']) - 1), xticks=range(len(o['at'])), xticklabels=o['at'])
+        ax.set(ylim=(0, tall), yticks=range(tall + 1), yticklabels=[f'{10**t}x' for t in range(tall + 1)])
         ax.tick_params(axis='x', pad=9)
-        p.text(214, y + 182, {'batch': 'examples in a batch', 'width': 'hidden units', 'depth': 'hidden layers'}[name], size=SMALL)
+        words = dict(batch='examples in a batch', width='hidden units', depth='hidden layers')
+        p.text(214, y + 182, words[name], size=SMALL)
     return p
 
 
 PICTURES = {f'path_{o.split()[1]}': lambda o=o: room_path(o.split()[1]) for o in (GUARD, *PATH)}
-PICTURES |= {
-    'hero': hero,
-    'path': path,
-    'network': lambda: network(False),
-    'network_backward': lambda: network(True),
-    'matmul_grad': matmul_grad,
-    'outer_vs_matmul': outer_vs_matmul,
-    'kaiming_depth': kaiming_depth,
-    'broadcast_trap': broadcast_trap,
-    'finite_difference': finite_difference,
-    'closures': closures,
-    'speed': speed,
-}
+PICTURES |= {f.__name__: f for f in (hero, path, matmul_grad, outer_vs_matmul, kaiming_depth, broadcast_trap,
+                                     finite_difference, closures, speed)}
+PICTURES |= {'network': lambda: network(False), 'network_backward': lambda: network(True)}
 
 def draw_all(folder):
     "Draw every picture into `folder`."

@@ -1,8 +1,9 @@
 """The language of the pictures: a panel to draw on, and the colors, lines and letters that mean the same everywhere.
 
-Values are blue with a thin solid line, parameters green with a thick one, gradients red and dashed, so that the pictures can be read without
-color. All lengths are in units of which 450 are the whole width, y grows downwards. On a phone the panel is some 358 pixels wide, and the
-smallest letters, of 14 units, are 11 pixels high there. The panel is white, on a dark page too. The same bytes come out every time.
+Values are blue with a thin solid line, parameters green with a thick one, gradients red and dashed, so that the
+pictures can be read without color. All lengths are in units of which 450 are the whole width, y grows downwards. On a
+phone the panel is some 358 pixels wide, and the smallest letters, of 14 units, are 11 pixels high there. The panel is
+white, on a dark page too. The same bytes come out every time.
 """
 import re
 from pathlib import Path
@@ -29,12 +30,13 @@ def blend(color, part):
     return '#' + ''.join(f'{round(255 + part*(int(color[i:i+2], 16) - 255)):02x}' for i in (1, 3, 5))
 
 # All that may occur in a picture; a heat map has quarters of a color
-PALETTE = {VALUE, GRAD, PARAM, INK, PALE, WHITE, GROUND, *LIGHT.values(), *LETTERS.values(), *(blend(c, k/4) for c in (VALUE, GRAD) for k in (1, 2, 3))}
+PALETTE = {VALUE, GRAD, PARAM, INK, PALE, WHITE, GROUND, *LIGHT.values(), *LETTERS.values()}
+PALETTE |= {blend(c, k/4) for c in (VALUE, GRAD) for k in (1, 2, 3)}
 
 class Picture:
-    "A white panel with rounded corners to draw on. `title` is its name, `desc` says what is to be seen to whom cannot see it."
+    "A white panel to draw on. `desc` says what is on it for readers who cannot see it, on one line or several."
     def __init__(self, title, desc, height):
-        self.title, self.desc, self.height = title, desc, height
+        self.title, self.desc, self.height = title, ' '.join(desc.split()), height
         self.fig = plt.figure(figsize=(WIDTH/72, height/72), facecolor='none')
         self.ax = self.fig.add_axes((0, 0, 1, 1))
         self.ax.set(xlim=(0, WIDTH), ylim=(height, 0))
@@ -47,7 +49,8 @@ class Picture:
 
     def text(self, x, y, s, size=TEXT, color=INK, weight='normal', ha='center', zorder=9, **kw):
         "One line of text, centered at height `y`."
-        self.ax.text(x, y + .36*size, s, size=size, color=LETTERS.get(color, color), weight=weight, ha=ha, va='baseline', zorder=zorder, **kw)
+        style = dict(size=size, color=LETTERS.get(color, color), weight=weight, zorder=zorder)
+        self.ax.text(x, y + .36*size, s, ha=ha, va='baseline', **style, **kw)
 
     def note(self, x, y, s, **kw):
         "A small line of text that begins at `x`."
@@ -59,18 +62,21 @@ class Picture:
 
     def upright(self, x, y, s, **kw):
         "A line of text that is read from below, its middle at `y`."
-        self.ax.text(x, y, s, size=SMALL, color=INK, ha='center', va='baseline', rotation=90, rotation_mode='anchor', zorder=9, **kw)
+        style = dict(size=SMALL, color=INK, rotation=90, rotation_mode='anchor', zorder=9)
+        self.ax.text(x, y, s, ha='center', va='baseline', **style, **kw)
 
     def box(self, x, y, w, h, edge=INK, fill=None, dashed=False, lw=1.5, r=5, zorder=2):
         "A box with its upper left corner at `x, y`."
-        self.add(FancyBboxPatch((x, y), w, h, boxstyle=f'round,pad=0,rounding_size={r}', fc=LIGHT[edge] if fill is None else fill,
-                               ec=edge if lw else 'none', lw=lw, ls=DASHES if dashed else '-', zorder=zorder))
+        style = dict(fc=LIGHT[edge] if fill is None else fill, ec=edge if lw else 'none', lw=lw, zorder=zorder)
+        rounded = f'round,pad=0,rounding_size={r}'
+        self.add(FancyBboxPatch((x, y), w, h, boxstyle=rounded, ls=DASHES if dashed else '-', **style))
 
     def disk(self, x, y, r, fill=WHITE, edge=VALUE, lw=1.8, dashed=False, zorder=3):
         self.add(Circle((x, y), r, fc=fill, ec=edge, lw=lw, ls=DASHES if dashed else '-', zorder=zorder))
 
     def line(self, *points, color=INK, dashed=False, lw=2, zorder=3):
-        self.ax.plot(*zip(*points), color=color, lw=lw, ls=(0, (3, 1.6)) if dashed else '-', solid_joinstyle='round', zorder=zorder, clip_on=False)
+        style = dict(color=color, lw=lw, ls=(0, (3, 1.6)) if dashed else '-', solid_joinstyle='round', zorder=zorder)
+        self.ax.plot(*zip(*points), clip_on=False, **style)
 
     def rule(self, y): self.line((16, y), (WIDTH - 16, y), lw=1)
 
@@ -85,7 +91,7 @@ class Picture:
         self.add(Polygon(tip, closed=True, fc=color, ec='none', zorder=4))
 
     def both(self, a, b, apart, **kw):
-        "Values from `a` to `b`, and the gradient back, `apart` from each other: below, or to the right where the way goes down."
+        "Values from `a` to `b`, and the gradient back, `apart` from each other: below, or right if `b` is below."
         (xa, ya), (xb, yb) = a, b
         dx, dy = (0, apart/2) if ya == yb else (apart/2, 0)
         self.arrow((xa - dx, ya - dy), (xb - dx, yb - dy), **kw)
@@ -94,12 +100,14 @@ class Picture:
     def squares(self, corners, size, fill, zorder=2):
         "Squares of one color as one shape, by their upper left corners."
         if not corners: return
-        outlines = [Outline([(x, y), (x + size, y), (x + size, y + size), (x, y + size), (x, y)], closed=True) for x, y in corners]
+        around = (0, 0), (size, 0), (size, size), (0, size), (0, 0)
+        outlines = [Outline([(x + dx, y + dy) for dx, dy in around], closed=True) for x, y in corners]
         self.add(PathPatch(Outline.make_compound_path(*outlines), fc=fill, ec='none', zorder=zorder))
 
     def frame(self, x, y, w, h, color, zorder=2.5):
         "The outline of a tensor, which tells what it is: thin, thick or dashed."
-        self.add(Rectangle((x, y), w, h, fc='none', ec=color, lw=2.6 if color == PARAM else 1.5, ls=DASHES if color == GRAD else '-', zorder=zorder))
+        lw, ls = 2.6 if color == PARAM else 1.5, DASHES if color == GRAD else '-'
+        self.add(Rectangle((x, y), w, h, fc='none', ec=color, lw=lw, ls=ls, zorder=zorder))
 
     def matrix(self, x, y, rows, cols, cell, color, name='', zorder=2):
         "A block of cells with its upper left corner at `x, y`, and a name in its middle."
@@ -113,20 +121,21 @@ class Picture:
         "A block of cells with a value in each; those that are not `strong` are pale."
         for i, row in enumerate(values):
             for j, o in enumerate(row):
-                yes = strong(i, j)
-                self.add(Rectangle((x + j*cell, y + i*cell), cell, cell, fc=LIGHT[color] if yes else WHITE, ec=color, lw=1, zorder=2))
-                self.text(x + (j+.5)*cell, y + (i+.5)*cell, o, size=SMALL, color=color if yes else PALE)
+                fill, ink = (LIGHT[color], color) if strong(i, j) else (WHITE, PALE)
+                self.add(Rectangle((x + j*cell, y + i*cell), cell, cell, fc=fill, ec=color, lw=1, zorder=2))
+                self.text(x + (j+.5)*cell, y + (i+.5)*cell, o, size=SMALL, color=ink)
         self.frame(x, y, len(values[0])*cell, len(values)*cell, color)
 
     def heat(self, x, y, values, cell, color):
-        "A map of numbers around `x, y`: the stronger the color the larger; a negative one is hollow and crossed by a minus."
+        "A map of numbers around `x, y`: the stronger the color the larger; a negative one is hollow, with a minus."
         rows, cols = len(values), len(values[0])
         x, y, top = x - cols*cell/2, y - rows*cell/2, max(abs(o) for row in values for o in row)
         levels = {}
         for i, row in enumerate(values):
             for j, o in enumerate(row): levels.setdefault(round(4*o/top), []).append((x + j*cell + .3, y + i*cell + .3))
         for level, corners in sorted(levels.items()):
-            self.squares(corners, cell - .6, LIGHT[color] if level == 0 else blend(color, level/4) if level > 0 else WHITE)
+            fill = blend(color, level/4) if level > 0 else WHITE if level else LIGHT[color]
+            self.squares(corners, cell - .6, fill)
             if level < 0:
                 for a, b in corners:
                     self.box(a - 1.5, b - 1.5, cell + 2.4, cell + 2.4, edge=INK, fill=WHITE, lw=1.8, r=1, zorder=4)
@@ -145,22 +154,25 @@ class Picture:
     def legend(self, x, y, *names):
         "What the lines mean, one below the other."
         for i, (name, color) in enumerate(names):
-            self.line((x, y + 22*i), (x + 26, y + 22*i), color=color, lw=3.4 if color == PARAM else 2.2, dashed=color == GRAD)
+            lw = 3.4 if color == PARAM else 2.2
+            self.line((x, y + 22*i), (x + 26, y + 22*i), color=color, lw=lw, dashed=color == GRAD)
             self.note(x + 34, y + 22*i, name, color=color)
 
     def save(self, path):
-        "Write the SVG with text as text, with its title and description, and with nothing of today or of this machine in it."
-        settings = {'svg.fonttype': 'none', 'svg.hashsalt': 'fb_pass', 'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans']}
-        with matplotlib.rc_context(settings): self.fig.savefig(path, format='svg', transparent=True, metadata={'Date': None})
+        "Write the SVG with text as text, with its title and description, and without date or anything of this machine."
+        fonts = {'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans']}
+        with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'fb_pass', **fonts}):
+            self.fig.savefig(path, format='svg', transparent=True, metadata={'Date': None})
         plt.close(self.fig)
         Path(path).write_text(tidy(Path(path).read_text(encoding='utf-8'), self), encoding='utf-8', newline='\n')
 
 def tidy(svg, picture):
-    "What matplotlib wrote, told who it is: size in pixels, role, title and description. Coordinates are cut to hundredths, and the fonts are named once."
+    "What matplotlib wrote, with size, role, title and description; coordinates in hundredths, fonts named once."
     for name, uri in (('', SVG), ('xlink', 'http://www.w3.org/1999/xlink')): ElementTree.register_namespace(name, uri)
     root = ElementTree.fromstring(svg)
     for o in root.findall(f'{{{SVG}}}metadata') + root.findall(f'{{{SVG}}}title'): root.remove(o)
-    root.attrib |= {'width': f'{WIDTH*4//3}', 'height': f'{picture.height*4/3:.0f}', 'role': 'img', 'aria-labelledby': 'title desc', 'font-family': FONTS}
+    root.attrib |= {'width': f'{WIDTH*4//3}', 'height': f'{picture.height*4/3:.0f}', 'role': 'img',
+                    'aria-labelledby': 'title desc', 'font-family': FONTS}
     for i, name in enumerate(('title', 'desc')):
         o = ElementTree.Element(f'{{{SVG}}}{name}', id=name)
         o.text, o.tail = getattr(picture, name), '\n '
