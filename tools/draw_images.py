@@ -35,8 +35,6 @@ PATH = [
     '15 doctor',
     '16 speed',
     '17 viewer',
-    '18 exercises',
-    '19 answers',
 ]
 GUARD = '01 checks'
 

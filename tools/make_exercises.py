@@ -53,13 +53,16 @@ def for_class(nb):
 
 @call_parse
 def main(
-    names:Param('Notebooks to write, as in 05_backward; all by default', str, nargs='*'),
+    names:Param('Notebooks to write, as in 05_backward or budgets; all by default', str, nargs='*'),
     out:str=str(root/'_exercises'), # Folder for the notebooks
 ):
-    "Write the notebooks without the solutions of their exercises, and leave out the notebook that has the checkers. Pictures and links are found from where they are written to."
-    paths = {p.stem: p for p in sorted((root/'nbs').glob('*.ipynb')) if p.stem != '19_answers'}
+    "Write the notebooks without solutions. Pictures, links and `exercises` are found from where they are written to."
+    nbs = root/'nbs'
+    paths = {p.stem: p for p in sorted([*nbs.glob('*.ipynb'), *nbs.glob('[!_.]*/*.ipynb')])}
     wanted, out = [Path(o).stem for o in names] or list(paths), Path(out)
     if (unknown := set(wanted) - paths.keys()): sys.exit(f"no notebook {', '.join(sorted(unknown))}; there are: {', '.join(paths)}")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in wanted: nbformat.write(for_class(nbformat.read(paths[name], as_version=4)), out/f'{name}.ipynb')
+    for name in wanted:
+        to = out/paths[name].relative_to(nbs)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(for_class(nbformat.read(paths[name], as_version=4)), to)
     print(f'{len(wanted)} notebooks without solutions are in {os.path.relpath(out)}/')

@@ -31,9 +31,7 @@ def split_cells(path):
     for m,end in zip(marks, [o.start() for o in marks[1:]] + [len(text)]):
         yield Cell(path.stem, m[1], m[2], text.count('\n', 0, m.end()) + 1, text[m.end():end])
 
-WRONG_ON_PURPOSE = {'answers'} # the mistakes that the exercises know; tests/test_exercises.py looks after them
-
-def modules(folder): return sorted(p for p in Path(folder).glob('*.py') if p.name[0] != '_' and p.stem not in WRONG_ON_PURPOSE)
+def modules(folder): return sorted(p for p in Path(folder).glob('*.py') if p.name[0] != '_')
 
 def package_imports(path):
     "The modules of the package that a file imports by name."
