@@ -1,22 +1,36 @@
-"The exercises: an empty answer is met politely, a wrong one with the right hint, a solution is right; and a class gets notebooks without solutions."
-import ast, importlib, inspect, re
+"The exercises: an empty answer is met politely, a wrong one with its hint, a solution is right; a room loads alone."
+import ast, importlib, inspect, math, re, subprocess, sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
 from book import notebooks as all_notebooks
-from fb_pass.exercises import all_exercises, check_exercise
+from exercises import Verdict, check_exercise, exercises_of, rooms, tomllib, verdict_of
+from exercises.asking import Ask, ask, ask_twice, exercise, judge, same
+from exercises.gaps import codes, has_gap, is_blank
 from make_exercises import for_class, is_solution, main, read_exercises, section
 
 root = Path(__file__).resolve().parent.parent
-rooms = sorted(p for p in (root/'nbs').glob('*.ipynb') if re.match(r'0\d|1[0-7]', p.stem))
-notebooks = {p.stem: nbformat.read(p, as_version=4) for p in rooms}
-exercises = [(room, e.number) for room,nb in notebooks.items() for e in read_exercises(nb)[1]]
+CHECK = re.compile(r"check_exercise\('(\d\d)\.(\d)', (\w+)\)")
+
+def numbered():
+    "Number of a room -> its notebook, for all notebooks in which something is checked."
+    for path in sorted([*root.glob('nbs/*.ipynb'), *root.glob('nbs/*/*.ipynb')]):
+        nb = nbformat.read(path, as_version=4)
+        found = [m[1] for cell in section(nb) if cell.cell_type == 'code' for m in CHECK.finditer(cell.source)]
+        if found: yield found[0], path, nb
+
+notebooks, paths = {}, {}
+for room, path, nb in numbered(): notebooks[room], paths[room] = nb, path
+named = [(room, e.number) for room,nb in notebooks.items() for e in read_exercises(nb)[1]]
+every = {name: ex for room in rooms() for name,ex in exercises_of(room).items()}
 each_room = pytest.mark.parametrize('room', notebooks)
-each_exercise = pytest.mark.parametrize('room, number', exercises, ids=[f'{r}.{k}' for r,k in exercises])
-registry = all_exercises()
-mistakes = [(name, o) for name,ex in registry.items() for o in ex.wrong]
+each_exercise = pytest.mark.parametrize('room, number', named, ids=[f'{r}.{k}' for r,k in named])
+
+def data(room):
+    path = root/'exercises'/f'room_{room}.toml'
+    return tomllib.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
 def find(room, number): return next(e for e in read_exercises(notebooks[room])[1] if e.number == number)
 
@@ -25,7 +39,8 @@ def tree(source): return ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', source))
 def imports(nb):
     "The imports of a notebook that stand at the top level of its cells, one cell after the other."
     for cell in nb.cells:
-        if cell.cell_type == 'code': yield from (ast.unparse(o) for o in tree(cell.source).body if isinstance(o, (ast.Import, ast.ImportFrom)))
+        if cell.cell_type != 'code': continue
+        yield from (ast.unparse(o) for o in tree(cell.source).body if isinstance(o, (ast.Import, ast.ImportFrom)))
 
 def run(source, names):
     "Execute a cell as a notebook does: the value of its last line is its result."
@@ -35,14 +50,23 @@ def run(source, names):
     return eval(compile(last, '<cell>', 'eval'), names) if last else None
 
 @pytest.fixture
-def names(room):
-    "What an exercise may use: the room's exports, what its notebook imports, and what stands before the first exercise."
-    nb = notebooks[room]
-    names = {k: v for k,v in vars(importlib.import_module(f'fb_pass.{room[3:]}')).items() if k[:2] != '__'}
+def names(room, monkeypatch):
+    "What an exercise may use: the room's exports, what its notebook imports, and what stands before exercise 1."
+    nb, path = notebooks[room], paths[room]
+    exported = next(m[1] for cell in nb.cells for m in [re.search(r'(?m)^#\| default_exp (\S+)', cell.source)] if m)
+    names = {k: v for k,v in vars(importlib.import_module(f'fb_pass.{exported}')).items() if k[:2] != '__'}
     names['__name__'] = '__main__' # or classes would be of no module
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setattr(sys, 'path', [*sys.path]) # the notebooks add to it
     for source in imports(nb): run(source, names)
     for source in read_exercises(nb)[0]: run(source, names)
     return names
+
+def test_every_exercise_has_an_entry_and_every_entry_an_exercise():
+    "Names what is missing: an exercise is a cell of a notebook, and an entry in the files of its room in exercises/."
+    asked = {f'{room}.{number}' for room,number in named}
+    assert not (lost := asked - every.keys()), f'no entry in exercises/ for {sorted(lost)}'
+    assert not (lost := every.keys() - asked), f'asked for in no notebook: {sorted(lost)}'
 
 @each_room
 def test_room_has_exercises(room):
@@ -51,64 +75,89 @@ def test_room_has_exercises(room):
     assert [e.number for e in found] == [*range(1, len(found)+1)]
     for e in found:
         what = f'{room}, exercise {e.number}'
-        assert e.given and len(e.checks) == len(e.solutions) == 1, f'{what}: expected an empty answer, one check and one folded solution'
+        whole = e.given and len(e.checks) == len(e.solutions) == 1
+        assert whole, f'{what}: expected an empty answer, one check and one folded solution'
         check = e.checks[0].source.strip().splitlines()[-1]
-        assert check.startswith(f"check_exercise('{room[:2]}.{e.number}',"), f'{what} checks another one: {check}'
+        assert check.startswith(f"check_exercise('{room}.{e.number}',"), f'{what} checks another one: {check}'
         assert e.solutions[0].source.strip().splitlines()[-1] == check, f'{what}: the solution must end with {check}'
 
-def test_every_exercise_has_a_checker_and_every_checker_an_exercise():
-    assert sorted(registry) == [f'{room[:2]}.{number}' for room,number in exercises]
+def cell_with_import(): return next(c.source for c in notebooks['00'].cells if 'from exercises import' in c.source)
+
+@each_room
+def test_import_is_the_same_everywhere(room):
+    cells = [c.source for c in notebooks[room].cells if 'from exercises import' in c.source]
+    assert len(cells) == 1 and cells[0].endswith(cell_with_import()), f'{paths[room].stem}: {cells}'
 
 @each_exercise
 def test_empty_answer_is_met_politely(room, number, names):
     e = find(room, number)
     for cell in e.given: run(cell.source, names)
     verdict = run(e.checks[0].source, names)
-    task = registry[verdict.name].task
-    assert verdict.state == 'empty' and task in str(verdict), verdict
+    assert verdict.state == 'empty' and every[verdict.name].task in str(verdict), verdict
 
 @each_exercise
 def test_solution_is_right(room, number, names):
     e = find(room, number)
     for cell in (*e.given, *e.solutions): verdict = run(cell.source, names)
     assert verdict.state == 'right' and verdict.text.strip(), verdict
-
-@each_exercise
-def test_tuple_that_is_too_short_is_refused(room, number, names):
-    e = find(room, number)
-    for cell in (*e.given, *e.solutions): verdict = run(cell.source, names)
-    answer = names[re.search(r"check_exercise\('\d\d\.\d', (\w+)\)", e.checks[0].source)[1]]
+    answer = names[CHECK.search(e.checks[0].source)[3]]
     if isinstance(answer, tuple): assert not check_exercise(verdict.name, answer[:-1]), 'one value is missing'
+    for text,wrong in (found := [*mistakes(room, number, answer)]):
+        said = check_exercise(verdict.name, wrong)
+        assert said.state == 'wrong' and text in said.text, f'{wrong!r}: expected {text!r} in {said.text!r}'
+    told = {check_exercise(verdict.name, wrong).text for _,wrong in found}
+    assert len(told) >= 2 or verdict.name not in data(room), f'{verdict.name}: two common mistakes must be told apart'
+
+def mistakes(room, number, answer):
+    "Wrong answers that follow from an entry of a TOML file and the right answer: (what must be said, answer)."
+    entry = data(room).get(f'{room}.{number}', {})
+    code = root/'exercises'/f'room_{room}.py'
+    names = vars(importlib.import_module(f'exercises.{code.stem}')) if code.exists() else {}
+    def wrong(part):
+        for k,text in part.get('slips', {}).items():
+            v = eval(k, {'math': math, 'torch': torch, **names})
+            yield from ((text, o) for o in (v if isinstance(v, set) and 'members' not in entry else [v]))
+        if 'members' not in entry: yield part.get('hint', ''), 'something else'
+    if 'answer' in entry: yield from wrong(entry)
+    for i,part in enumerate(entry.get('parts', {}).values()):
+        yield from ((text, (*answer[:i], v, *answer[i+1:])) for text,v in wrong(part))
+    for k,part in entry.get('keys', {}).items(): yield from ((text, answer | {k: v}) for text,v in wrong(part))
+    for o in (members := entry.get('members', [])):
+        if (other := {*answer} ^ {o}): yield members[o] if isinstance(members, dict) else '', other
 
 @each_exercise
 def test_notebook_shows_these_verdicts(room, number):
     e = find(room, number)
     for cells,opening in ((e.checks, 'Not yet.'), (e.solutions, 'Right.')):
         texts = [o.get('data', {}).get('text/plain', '') for o in cells[0].outputs]
-        assert len(texts) == 1 and texts[0].startswith(opening), f'{texts}: make notebooks NB={room}'
+        assert len(texts) == 1 and texts[0].startswith(opening), f'{texts}: make notebooks NB={paths[room].stem}'
 
 @each_exercise
 def test_solution_is_folded(room, number):
-    "On the site by the directives, in JupyterLab by the metadata; and what the check says to it, since that tells a lot."
+    "On the site by the directives, in JupyterLab by the metadata; and what the check says to it, which tells a lot."
     cell = find(room, number).solutions[0]
     assert '#| output: false' in cell.source.splitlines()[:3]
     assert cell.metadata.get('jupyter') == {'source_hidden': True, 'outputs_hidden': True}
 
-@pytest.mark.parametrize('name', registry)
-def test_exercise_has_common_mistakes(name): assert len(registry[name].wrong) >= 2
+coded = [name for name in every if name not in data(name[:2])]
 
-@pytest.mark.parametrize('name, mistake', mistakes, ids=[f'{n}-{m}' for n,m in mistakes])
-def test_mistake_gets_its_hint(name, mistake):
-    answer, words = registry[name].wrong[mistake]
-    verdict = check_exercise(name, answer)
-    assert verdict.state in ('wrong', 'error'), f'{mistake} is taken for {verdict.state}'
-    assert words.lower() in verdict.text.lower(), f'{mistake}: expected {words!r} in the hint {verdict.text!r}'
+@pytest.mark.parametrize('name', coded)
+def test_mistakes_get_their_hints(name):
+    ex = every[name]
+    said = set()
+    for words,answer in [*ex.slips.items(), *ex.wrong]:
+        verdict = check_exercise(name, answer)
+        assert verdict.state in ('wrong', 'error'), f'{words!r} is taken for {verdict.state}'
+        assert words.lower() in verdict.text.lower(), f'expected {words!r} in the hint {verdict.text!r}'
+        said.add(verdict.text)
+    assert len(said) >= 2, 'two common mistakes must be told apart'
 
 def no_sense(*args, **kwargs): return object()
 def stops(*args, **kwargs): raise RuntimeError('a slip')
-nonsense = {'number': 1234567.8, 'string': 'nonsense', 'object': object(), 'class': object, 'function': no_sense, 'error': stops, 'tensor': torch.full((2, 3), torch.nan), 'tuple': (1j, 'y', object())}
+nonsense = {'number': 1234567.8, 'string': 'nonsense', 'object': object(), 'class': object, 'function': no_sense,
+            'error': stops, 'tensor': torch.full((2, 3), torch.nan), 'tuple': (1j, 'y', object())}
 
-@pytest.mark.parametrize('name', registry)
+@pytest.mark.parametrize('name', every)
 @pytest.mark.parametrize('kind', nonsense)
 def test_nonsense_is_refused_in_words(name, kind):
     state = torch.get_rng_state()
@@ -117,11 +166,128 @@ def test_nonsense_is_refused_in_words(name, kind):
     assert torch.equal(state, torch.get_rng_state())
 
 def test_error_in_an_answer_is_reported_with_its_line():
-    name = next(iter(registry))
-    found = [check_exercise(k, stops) for k in registry]
+    found = [check_exercise(k, stops) for k in every]
     stopped = [str(o) for o in found if o.state == 'error']
-    assert stopped and all("RuntimeError: a slip" in o and 'line 1 of `stops`' in o for o in stopped)
-    with pytest.raises(KeyError, match=f'has {name}'): check_exercise(f'{name[:2]}.9', 0)
+    assert stopped and all('RuntimeError: a slip' in o and 'line 1 of `stops`' in o for o in stopped)
+
+def test_unknown_exercise_is_an_error_that_lists_those_there_are():
+    with pytest.raises(KeyError, match='room 05 has 05.1, 05.2'): check_exercise('05.9', 0)
+    with pytest.raises(KeyError, match='there are rooms 00, 01'): check_exercise('square', 0)
+
+# What checkers are made of
+
+drawn = torch.Generator().manual_seed(42)
+x, w, g = [torch.randn(n, 3, dtype=torch.float64, generator=drawn) for n in (5, 3, 5)]
+
+@exercise('99.1', 'Write `square_grad(x)`, the gradient of `(x**2).sum()`.', 'Every entry answers for itself alone.',
+          {'Half of what it should be: what does the exponent become?': lambda x: x})
+def square_grad(answer): yield ask(answer(x), 2*x, 'x.g', 'Nudge one entry.', values=dict(x=x))
+
+def check(answer):
+    "As `check_exercise` does it, for the example above."
+    try: return Verdict('99.1', 'right', judge(square_grad, answer))
+    except Exception as e: return verdict_of(e, square_grad, answer)
+
+def test_verdict_is_something_to_look_at():
+    assert str(Verdict('00.1', 'right', 'Both agree.')) == 'Right. Both agree.'
+    assert [bool(Verdict('00.1', o, '')) for o in ('empty', 'wrong', 'error', 'right')] == [False, False, False, True]
+    assert '<code>x &lt; 0</code>' in Verdict('00.1', 'wrong', 'is `x < 0` here?')._repr_html_()
+
+def test_answers_are_told_apart():
+    def in_a_line(x): return 2 * ...
+    def nothing(x): pass
+    answers = in_a_line, nothing, lambda x: x, lambda x: x/0*y, 7, lambda x: 2*x # noqa: F821
+    assert [check(o).state for o in answers] == ['empty', 'empty', 'wrong', 'error', 'wrong', 'right']
+    assert 'of type int' in str(check(7)) and 'what does the exponent become' in str(check(lambda x: x))
+    assert all(o in str(check(lambda x: 6*x)) for o in ('x.g is wrong in', 'What it looks like', 'Nudge one entry.'))
+
+def test_gaps_are_found():
+    def in_place(x, out): x.g = ...
+    def nothing(x): "Only words."
+    class Half:
+        def forward(self, x): return 2*x
+        def backward(self, out, x): ...
+    class HalfFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x): return 2*x
+        @staticmethod
+        def backward(ctx, g): return ...
+    def last(x, i): return x[..., i] + x[...]
+    def constant(x): return 3
+    gap = [any(map(has_gap, codes(o))) for o in (in_place, nothing, Half, HalfFunction, (nothing, 3))]
+    assert all(gap) and not any(any(map(has_gap, codes(o))) for o in (last, constant, lambda x: None, 3))
+    assert all(map(is_blank, (None, ..., '', [], (1, None), {'a': ...})))
+    assert not any(map(is_blank, (0, False, 'w', (1, 2), torch.zeros(0))))
+
+def test_wrong_gradient_is_explained():
+    def said(got, want, **where):
+        try: judge(exercise('99.2', '')(lambda a: (o for o in [ask(got, want, 'w.g', **where)])), None)
+        except AssertionError as e: return str(e)
+    want = x.t() @ g
+    assert 'transposed' in said(g.t() @ x, want, values=dict(x=x, w=w), grads={'out.g': g})
+    assert 'expected a tensor' in said(3., want) and 'is missing' in said(None, want)
+    assert said(x.t() @ g, want) is None and all(said(f*want, want) for f in (1.001, -1))
+
+def test_backward_must_add():
+    def backward(inp, add): inp.g = g + (getattr(inp, 'g', 0) if add else 0)
+    def example(add): inp = x.clone(); yield from ask_twice(lambda: backward(inp, add), inp, g)
+    assert judge(exercise('99.3', '', 'Right')(example), True) == 'Right'
+    with pytest.raises(AssertionError, match='add, do not overwrite'): judge(exercise('99.3', '')(example), False)
+
+def test_predictions_are_compared_as_people_write_them():
+    pairs = (.1304, .13), (torch.tensor(2.), 2), ('W ', 'w'), (True, True), ([4], (4,)), (dict(a=1), dict(a=1.))
+    assert all(same(a, b, 1e-2) for a,b in pairs)
+    assert not any(same(a, b) for a,b in ((1, True), ('2', 2), ((1, 2), (1, 2, 3)), (dict(a=1), dict(b=1))))
+    answer = exercise('99.4', '')(lambda a: (Ask(o, 4, hint='Count.', slips=[(5, 'One less.')]) for o in [a]))
+    for wrong,hint in ((5, 'One less.'), (6, '6 is not it. Count.'), ('four', 'is not it')):
+        with pytest.raises(AssertionError, match=hint): judge(answer, wrong)
+
+# What loads what
+
+LOADED = """
+import sys
+from exercises import check_exercise, exercises_of
+assert check_exercise('{room}.1', None).state == 'empty' and exercises_of('{room}')
+for name, wrong in [(ex.name, a) for ex in exercises_of('{room}').values() for a in [*ex.slips.values()][:1]]:
+    if {wrong}: assert not check_exercise(name, wrong)
+print(*(o for o in sys.modules if o.startswith(('fb_pass.doctor', 'fb_pass.viewer', 'exercises.room'))))
+"""
+
+def loaded(room, wrong=False):
+    "What of the doctor, the viewer and the rooms is loaded after the exercises of a room, in a fresh process."
+    code = [sys.executable, '-c', LOADED.format(room=room, wrong=wrong)]
+    res = subprocess.run(code, capture_output=True, text=True, cwd=root)
+    assert not res.returncode, res.stderr
+    return set(res.stdout.split())
+
+@each_room
+def test_room_loads_alone(room):
+    found = loaded(room)
+    others = {o for o in found if o.startswith('exercises.room') and o[-2:] != room}
+    assert not others, f'exercises of other rooms are loaded: {sorted(others)}'
+    if paths[room].parent.name != 'doctor':
+        ours = {o for o in found if o.startswith('fb_pass')}
+        assert not ours or room == '17', f'the doctor or the viewer is loaded: {sorted(ours)}'
+
+def test_doctor_is_loaded_when_a_wrong_gradient_has_to_be_explained():
+    assert 'fb_pass.doctor.diagnosis' not in loaded('05')
+    bad = check_exercise('05.5', lambda x, w, g: 3*(x.t()@(g@w) + g.t()@(x@w)))
+    assert 'What it looks like' in str(bad) and '3' in str(bad)
+
+@pytest.mark.parametrize('folder', ['nbs', 'nbs/doctor', '_run', '_exercises', 'nbs/deeper'])
+def test_import_cell_works_where_a_notebook_may_be(folder, tmp_path):
+    "Its working directory is its folder; on Colab it is nbs/ of a clone, and the package was installed alone."
+    (tmp_path/'clone'/folder).mkdir(parents=True)
+    (tmp_path/'clone'/'exercises').symlink_to(root/'exercises', target_is_directory=True)
+    code = [sys.executable, '-c', cell_with_import() + "\nassert check_exercise('01.1', (3.31, 3.01))"]
+    res = subprocess.run(code, cwd=tmp_path/'clone'/folder, capture_output=True, text=True)
+    assert not res.returncode, res.stderr
+
+def test_who_has_only_the_wheel_is_told_where_the_exercises_are(tmp_path):
+    res = subprocess.run([sys.executable, '-I', '-c', cell_with_import()], cwd=tmp_path, capture_output=True, text=True)
+    assert res.returncode and 'git clone https://github.com/fb-pass/fb_pass' in res.stderr.splitlines()[-1], res.stderr
+
+# Notebooks for a class
 
 @each_room
 def test_class_gets_no_solutions(room):
@@ -133,19 +299,20 @@ def test_class_gets_no_solutions(room):
     assert not any('code-summary: "Solution"' in o.source or '<summary>Solution' in o.source for o in bare.cells)
     assert not any(o.outputs for o in section(bare) if o.cell_type == 'code')
     outside = lambda nb: [o for o in nb.cells if o not in section(nb)]
-    same = outside(bare) == outside(nb) # compared here, so that a failure does not print both notebooks
-    assert same, 'something else has changed'
+    unchanged = outside(bare) == outside(nb) # compared here, so that a failure does not print both notebooks
+    assert unchanged, 'something else has changed'
 
-def test_class_gets_all_notebooks_but_the_answers(tmp_path, capsys):
+def test_class_gets_all_notebooks(tmp_path, capsys):
     main.__wrapped__([], str(tmp_path))
     written = {p.relative_to(tmp_path): nbformat.read(p, as_version=4) for p in tmp_path.glob('**/*.ipynb')}
-    assert written.keys() == {p.relative_to(root/'nbs') for k,p in all_notebooks().items() if k != '19_answers'}
+    assert written.keys() == {p.relative_to(root/'nbs') for k,p in all_notebooks().items()}
     for nb in written.values(): nbformat.validate(nb)
     assert capsys.readouterr().out.startswith(f'{len(written)} notebooks without solutions')
     with pytest.raises(SystemExit, match='no notebook 77_nowhere'): main.__wrapped__(['77_nowhere'], str(tmp_path))
 
 def test_class_sees_the_pictures():
-    assert Path(inspect.signature(main.__wrapped__).parameters['out'].default).parent == root, 'beside nbs/, so that ../images is found'
+    folder = Path(inspect.signature(main.__wrapped__).parameters['out'].default).parent
+    assert folder == root, 'beside nbs/, so that ../images is found'
 
 def assigned(sources):
     "Names that cells give a value at their top level."
@@ -159,6 +326,7 @@ def test_exercises_change_nothing_that_the_notebook_uses(room):
     nb = notebooks[room]
     ours = [o.source for o in section(nb) if o.cell_type == 'code']
     others = [o.source for o in nb.cells if o.cell_type == 'code' and o.source not in ours]
-    used = {o.id for source in others for o in ast.walk(tree(source)) if isinstance(o, ast.Name)}
-    defined = {o.name for source in others for o in ast.walk(tree(source)) if isinstance(o, (ast.FunctionDef, ast.ClassDef))}
+    nodes = [o for source in others for o in ast.walk(tree(source))]
+    used = {o.id for o in nodes if isinstance(o, ast.Name)}
+    defined = {o.name for o in nodes if isinstance(o, (ast.FunctionDef, ast.ClassDef))}
     assert not (clash := set(assigned(ours)) & (used | defined)), f'{room}: take other names for {sorted(clash)}'

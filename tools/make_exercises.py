@@ -50,11 +50,11 @@ def for_class(nb):
 
 @call_parse
 def main(
-    names:Param('Notebooks to write, as in 05_backward; all by default', str, nargs='*'),
+    names:Param('Notebooks to write, as in 05_backward or budgets; all by default', str, nargs='*'),
     out:str=str(root/'_exercises'), # Folder for the notebooks
 ):
     "Write notebooks without the solutions of their exercises; pictures and links are found from there."
-    paths = {k: p for k,p in notebooks(names).items() if k != '19_answers'}
+    paths = notebooks(names)
     for name, path in paths.items():
         (target := Path(out)/f'{name}.ipynb').parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(for_class(nbformat.read(path, as_version=4)), target)

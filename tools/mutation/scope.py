@@ -36,12 +36,9 @@ def split_cells(path, module):
     for m,end in zip(marks, [o.start() for o in marks[1:]] + [len(text)]):
         yield Cell(module, m[1], m[2], text.count('\n', 0, m.end()) + 1, text[m.end():end])
 
-WRONG_ON_PURPOSE = {'answers'} # the mistakes that the exercises know; tests/test_exercises.py looks after them
-
 def modules(folder):
     "The modules of the package in `folder` by their names, as in doctor.report."
-    found = {module_name(p, folder): p for p in sorted(Path(folder).glob('**/*.py')) if p.name[0] != '_'}
-    return {k: p for k,p in found.items() if k not in WRONG_ON_PURPOSE}
+    return {module_name(p, folder): p for p in sorted(Path(folder).glob('**/*.py')) if p.name[0] != '_'}
 
 def package_imports(path, module=None):
     "The modules of the package that a file imports, and the names that may be modules; `module` is its own, if any."

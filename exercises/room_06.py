@@ -1,0 +1,130 @@
+"Exercises on modules: layers written whole, a layer that forgets, and one object in two places."
+import torch
+from fb_pass.checks import autograd_grad
+from fb_pass.gradients import add_grad
+from fb_pass.modules import Lin, Module, Relu
+from .asking import agree, ask, ask_twice, exercise, rands
+
+def _scale(grad, keep=True, own=True, add=add_grad):
+    "A wrong `Scale`: with this gradient for the number, none for the input, or another number than its own."
+    class Scale(Module):
+        def __init__(self, s): self.s = s if own else s.clone()
+        @property
+        def params(self): return self.s,
+        def forward(self, inp): return self.s*inp
+        def bwd(self, out, inp):
+            if keep: add_grad(inp, self.s*out.g)
+            add(self.s, grad(inp, out.g))
+    return Scale
+
+def _summed(inp, g): return (inp*g).sum()[None]
+
+@exercise('06.1', 'Write `Scale`, a `Module` that multiplies its input by a learned number `s` of shape `(1,)`.',
+    'What was stretched on the way forward is summed on the way back: as with the bias, only that it is stretched in '
+        'both directions.', slips={
+    'All uses count in full: a mean where a sum belongs.': _scale(lambda inp, g: (inp*g).mean()[None]),
+    'Think of `s*inp`: by what is it multiplied, the number, on the way forward? That is its slope.':
+        _scale(lambda inp, g: g.sum()[None])}, wrong=[
+    ('is used once for every entry', _scale(lambda inp, g: inp*g)), ('inp.g', _scale(_summed, keep=False)),
+    ('`params`', _scale(_summed, own=False)),
+    ('do not overwrite', _scale(_summed, add=lambda t, g: setattr(t, 'g', g)))])
+def scale(cls):
+    inp,s,u = rands((4, 3), (1,), (4, 3))
+    layer = cls(s)
+    out = layer(inp)
+    assert agree(out, s*inp), 'Forward first: what comes out is `s` times what went in, entry by entry.'
+    assert any(p is s for p in layer.params or ()), ('It computes, but `layer.params` does not list the number: an '
+        'optimizer would never change it. `Lin` keeps its tensors as attributes, and `params` has those that are '
+            'trained.')
+    out.g = u
+    twice = ('Right, once. Somebody may use the number in a second place, and then it collects two gradients: add, do '
+        'not overwrite.')
+    for n in (1, 2):
+        try: layer.backward()
+        except ValueError as e: raise AssertionError(f'{e}\nThe number is used once for every entry of the input. What '
+            'do the parts of all the uses make together?') from None
+        where, hint = dict(values=dict(inp=inp), grads={'out.g': u}), twice if n == 2 else ''
+        yield ask(getattr(inp, 'g', None), n*s*u, 'inp.g', hint or 'The layer before waits for it.', **where)
+        yield ask(getattr(s, 'g', None), n*_summed(inp, u), 's.g', hint, **where)
+
+class _Dropout(Module):
+    "The faulty layer of the exercise."
+    def __init__(self, p): self.p = p
+    def mask(self, inp): return (torch.rand_like(inp) > self.p).to(inp)/(1 - self.p)
+    def forward(self, inp): return inp*self.mask(inp)
+    def bwd(self, out, inp): add_grad(inp, out.g*self.mask(inp))
+
+class _NoFactor(_Dropout):
+    def bwd(self, out, inp): add_grad(inp, out.g*(out != 0))
+
+class _NoMask(_Dropout):
+    def bwd(self, out, inp): add_grad(inp, out.g)
+
+class _OnTheClass(_Dropout):
+    def forward(self, inp): type(self).kept = self.mask(inp); return inp*self.kept
+    def bwd(self, out, inp): add_grad(inp, out.g*self.kept)
+
+class _Seeded(_Dropout):
+    def mask(self, inp): torch.manual_seed(1); return super().mask(inp)
+
+@exercise('06.2', 'Find out why the gradient of `FaultyDropout` is wrong, and write `RepairedDropout`, in which it is '
+    'right.',
+    'What is random on the way forward is a constant on the way back, and must be remembered like everything else that '
+        'the backward needs.', wrong=[
+    ('blocked on the way forward', _Dropout), ('blocked on the way forward', _NoMask), ('1/(1 - p)', _NoFactor),
+    ('Two layers', _OnTheClass), ('the same entries', _Seeded)])
+def repaired_dropout(cls):
+    inp,u = rands((20, 10), (20, 10))
+    layer,second = cls(.5),cls(.5)
+    out,other = layer(inp),second(inp)
+    kept = out != 0
+    assert 0 < kept.sum() < 200 and agree(out[kept], 2*inp[kept]), ('Forward was right: entries become 0 with '
+        'probability `p`, and the others are divided by `1 - p`. Leave it so.')
+    assert not torch.equal(out, other), 'Every call must draw anew. Here two calls block the same entries.'
+    out.g = u
+    layer.backward()
+    g,want = getattr(inp, 'g', None),u*out/inp
+    assert not agree(g, u*kept), ('The places are right. What was multiplied by 1/(1 - p) on the way forward is '
+        'multiplied by it on the way back as well.')
+    assert not agree(g, u*other/inp), ('Two layers of this kind, and one of them goes back with the mask of the other: '
+        'where does each keep its own?')
+    wrong = int(((g != 0) != (want != 0)).sum()) if isinstance(g, torch.Tensor) and g.shape == want.shape else 0
+    assert not wrong, (f'{wrong} of 200 entries were blocked on the way forward and let a gradient through, or the '
+        'other way round. Which mask does `bwd` see?')
+    yield ask(g, want, 'inp.g')
+
+def what_happens():
+    "The letter of what happens in the exercise."
+    x,w1,w2,w3,b,u = rands((5, 3), (3, 3), (3, 3), (3, 3), (3,), (5, 3))
+    first,second,third,step = Lin(w1, b),Lin(w2, b),Lin(w3, b),Relu()
+    third(step(second(step(first(x))))).g = u
+    for o in (third, step, second, step): o.backward()
+    try: first.backward()
+    except RuntimeError: return 'c'
+
+def _swish(slope):
+    "A layer with this slope, a function of x and of the sigmoid of x."
+    class Swish(Module):
+        def forward(self, inp): return inp*inp.sigmoid()
+        def bwd(self, out, inp): add_grad(inp, out.g*slope(inp, inp.sigmoid()))
+    return Swish
+
+@exercise('06.4', 'Derive the backward of `inp*inp.sigmoid()`, and write the layer `Swish`.',
+    'The product rule of calculus, and the rule that a tensor that is used twice collects two gradients: they are the '
+        'same rule.', slips={
+    '`inp` stands in two places, before the sigmoid and inside it. You have let it answer in the first of them only, '
+        'as if the sigmoid were a constant.': _swish(lambda x, s: s),
+    '`inp` stands in two places, before the sigmoid and inside it. You have let it answer in the second of them only, '
+        'as if the factor were a constant.': _swish(lambda x, s: x*s*(1 - s)),
+    'Two ways lead from `inp` to the product. Multiply along a way; the slopes of different ways are added.':
+        _swish(lambda x, s: s*(1 - s)),
+    'The first part is right. On the second way the slope of the sigmoid is multiplied by `inp`, which stands before '
+        'it.': _swish(lambda x, s: s + s*(1 - s))})
+def swish(cls):
+    inp,u = rands((4, 3), (4, 3))
+    layer = cls()
+    out = layer(inp)
+    assert agree(out, inp*inp.sigmoid()), 'Forward first: `inp*inp.sigmoid()`.'
+    out.g = u
+    want = autograd_grad(lambda x: (x*x.sigmoid()*u).sum(), inp)
+    yield from ask_twice(layer.backward, inp, want, values=dict(inp=inp, out=out), grads={'out.g': u})
