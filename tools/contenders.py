@@ -76,7 +76,7 @@ def numpy_closures(sizes, x, y):
     layers = []
     for w,b in params_of(sizes):
         layers += [Linear(*w.shape, dtype=np.float32), Relu()]
-        layers[-2].w.tensor,layers[-2].b.tensor = w,b
+        layers[-2].weights.tensor,layers[-2].bias.tensor = w,b
     model = Sequential(*layers[:-1])
     learner = Learner(model, numpy_cross_entropy, SGDOptimizer(LR))
     return lambda: learner.fit_batch(x.numpy(), y.numpy()), lambda: [p.tensor for p in model.parameters]
