@@ -128,7 +128,7 @@ def arrays(make):
 
 def linear(w, b):
     layer = closures.Linear(1, 1, dtype=w.dtype)
-    layer.w.tensor,layer.b.tensor = w,b
+    layer.weights.tensor,layer.bias.tensor = w,b
     return layer
 
 def own_stats(x, dims): return (x.mean(), x.std()) if dims is None else (x.mean(dims, keepdim=True), x.std(dims, keepdim=True))
@@ -425,7 +425,7 @@ def test_one_weight_in_many_layers(device, seed, n, width, depth, dtype):
     got = back(u.numpy())
     h = leaves[0]
     for _ in range(depth): h = lin_ref(h, *leaves[1:3])
-    for a,g in zip((got, layer.w.gradient, layer.b.gradient), torch.autograd.grad(h, leaves[:3], u)): assert np.abs(a - g.numpy()).max() <= 1e-12*(1 + float(g.abs().max()))
+    for a,g in zip((got, layer.weights.gradient, layer.bias.gradient), torch.autograd.grad(h, leaves[:3], u)): assert np.abs(a - g.numpy()).max() <= 1e-12*(1 + float(g.abs().max()))
 
 @examples(30)
 @given(seeds, st.integers(1, 5))

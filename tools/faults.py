@@ -555,7 +555,7 @@ def right_cases(): return [Case(layer, None, i) for i,layer in enumerate(layers.
 
 def linear(d, i, o):
     layer = closures.Linear(i, o, d.int(0, 2**31))
-    layer.b.tensor = d(o).numpy()
+    layer.bias.tensor = d(o).numpy()
     return layer
 
 def sizes_of(d): return [d.size(k) for k in ('n', 'i', 'h', 'o')]
@@ -658,6 +658,6 @@ def seq_network(seed):
     name = ['lin', 'relu', 'lin', 'sigmoid'][k]
     fit = [c for c in catalogue([name]) if not c.fault.shape and not c.fault.need and c.fault.known and c.fault.cls not in ('absent', 'dtype', 'non-finite', 'stale')]
     case = fit[d.int(0, len(fit) - 1)]
-    t = dict(x=torch.empty(0), **(dict(w=torch.from_numpy(good[k].w.tensor), b=torch.from_numpy(good[k].b.tensor)) if name == 'lin' else {}))
+    t = dict(x=torch.empty(0), **(dict(w=torch.from_numpy(good[k].weights.tensor), b=torch.from_numpy(good[k].bias.tensor)) if name == 'lin' else {}))
     good[k] = HandLayer(layers[name], t, hand(layers[name], case.fault))
     return closures.Sequential(*good), [d(n, i).numpy()], k, case
