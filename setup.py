@@ -14,14 +14,15 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
     license_files=['LICENSE', 'data/README.md'],
-    long_description=readme.read_text(encoding='utf-8') if readme.exists() else '', long_description_content_type='text/markdown',
+    long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
+    long_description_content_type='text/markdown',
     classifiers=[f"Development Status :: {statuses[cfg['status']]}", f"Intended Audience :: {cfg['audience']}",
                  f"Natural Language :: {cfg['language']}", 'Programming Language :: Python :: 3'],
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'bench')},
     # The embedded sample lies in data/ in the repository and inside the package once it is installed.
     packages=['fb_pass', 'fb_pass.doctor', 'fb_pass.data'], package_dir={'fb_pass': 'fb_pass', 'fb_pass.data': 'data'},
-    package_data={'': ['py.typed', 'assets/*', '*.css', '*.js'], 'fb_pass.data': ['mnist_sample.npz', 'README.md']},
+    package_data={'fb_pass': ['py.typed', 'assets/*'], 'fb_pass.doctor': ['*.css', 'assets/*'], 'fb_pass.data': ['mnist_sample.npz', 'README.md']},
     # Where nbdev looks up the names of the package to link them in the documentation.
     entry_points={'nbdev': ['fb_pass=fb_pass._modidx:d']},
     zip_safe=False,

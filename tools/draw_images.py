@@ -489,7 +489,7 @@ def closures():
     p = Picture('Closures: every forward leaves a function behind that remembers the way back', '''Three layers in a
         row. Each forward hands its output on and returns a function backward, drawn as a box that keeps what it
         needs: X and w, or where X was positive. From the loss the gradient Yg goes through these functions from the
-        last to the first, and each linear one adds to w.gradient and b.gradient.''', 424)
+        last to the first, and each linear one adds to weights.gradient and bias.gradient.''', 424)
     c, w, top, low, end = [102, 216, 330], 92, 88, 226, 362
     p.note(16, 26, 'forward: each layer leaves a function behind', color=VALUE)
     p.text(20, top, 'X', size=LARGE, color=VALUE, weight='bold')
@@ -516,9 +516,9 @@ def closures():
     for x in (c[0], c[2]):
         p.arrow((x, low + 51), (x, end - 29), color=GRAD)
         p.note(x + 10, (low + end)/2 + 8, 'adds', color=GRAD)
-        p.box(x - w/2, end - 26, w, 52, edge=PARAM, lw=2.6)
-        p.text(x, end - 11, 'w.gradient', size=SMALL, color=GRAD)
-        p.text(x, end + 11, 'b.gradient', size=SMALL, color=GRAD)
+        p.box(x - 62, end - 26, 124, 52, edge=PARAM, lw=2.6)
+        p.text(x, end - 11, 'weights.gradient', size=SMALL, color=GRAD)
+        p.text(x, end + 11, 'bias.gradient', size=SMALL, color=GRAD)
     p.text(434, 406, 'backward: call these functions, last one first', size=SMALL, color=GRAD, ha='right')
     return p
 
