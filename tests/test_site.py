@@ -225,8 +225,8 @@ def fault(href, stem):
         return None if urlsplit(href).netloc and href.startswith('https:') else 'not https'
     path, anchor = map(unquote, urldefrag(href.removeprefix(BASE)))
     if not href.startswith(BASE): path = seen_from(stem, path) if path else f'{stem}.html'
-    if not (DOCS/path).is_file(): return 'no such file'
-    page = path.removesuffix('.html')
+    if not (DOCS/(path or 'index.html')).is_file(): return 'no such file'
+    page = path.removesuffix('.html') or 'index'
     if anchor and anchor not in ids(page): return f'no such place in {page}'
 
 @each_page
