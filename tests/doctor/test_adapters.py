@@ -2,15 +2,15 @@
 import copy
 from functools import partial
 
-import numpy as np, pytest, torch, torch.nn.functional as F
+import numpy as np, pytest, torch
 from fb_pass import closures
 from fb_pass.doctor.adapters import adapt, find_inside
 from fb_pass.autograd import LinFunction, MseFunction, ReluFunction
-from fb_pass.backward import lin_grad, mse_grad, relu_grad
+from fb_pass.backward import lin_grad, mse_grad
 from fb_pass.checks import autograd_grad, check_grad
 from fb_pass.gradients import add_grad
 from fb_pass.forward import lin, mse, relu
-from fb_pass.modules import Lin, Model, Module, Mse, Relu
+from fb_pass.modules import Lin, Module, Mse, Relu
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
