@@ -145,6 +145,6 @@ def test_public_names_are_documented(path):
     missing = [o for name in module.__all__ for o in faults(name, getattr(module, name))]
     assert not missing, f'lack a docstring or the comment of an argument: {missing}'
 
-@pytest.mark.parametrize('path', sorted([*root.glob('fb_pass/*.py'), *root.glob('t*s/*.py'), root/'setup.py']), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', sorted([*root.glob('fb_pass/*.py'), *root.glob('exercises/*.py'), *root.glob('t*s/*.py'), root/'setup.py']), ids=lambda p: p.stem)
 def test_code_reads_as_the_oldest_python(path):
     ast.parse(path.read_text(encoding='utf-8'), feature_version=tuple(map(int, settings()['min_python'].split('.'))))
