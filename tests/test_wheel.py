@@ -24,7 +24,7 @@ def test_contents(wheel, root):
     with zipfile.ZipFile(wheel) as z:
         files = {n: z.read(n) for n in z.namelist()}
     package = {n for n in files if '.dist-info/' not in n}
-    ours = {f'fb_pass/{p.name}' for p in root.glob('fb_pass/*.py')} | {'fb_pass/data/mnist_sample.npz', 'fb_pass/data/README.md'}
+    ours = {p.relative_to(root).as_posix() for p in root.glob('fb_pass/**/*.py')} | {'fb_pass/data/mnist_sample.npz', 'fb_pass/data/README.md'}
     assert not [n for n in files if 'exercises' in n or 'answers' in n], 'the exercises are in the repository only'
     assert package == ours
     assert files['fb_pass/data/mnist_sample.npz'] == (root/'data'/'mnist_sample.npz').read_bytes()
