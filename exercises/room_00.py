@@ -16,8 +16,8 @@ def label_file(answer):
         'axis, in four bytes, the highest byte first; then the labels.') from None
     assert labels == [7, 1, 4], f'It can be read, and the labels are {labels}.'
 
-@exercise('00.3', 'Write `blend_mended(a, b)`, the mean of two arrays of `uint8`, without the bug.',
-    'First float, then arithmetic. That is why `get_data` converts before it divides.', wrong=[
+@exercise('00.3', 'Write `blend_mended(a, b)`, the mean of two arrays of `uint8`, without the bug.', 'First float, '
+    'then arithmetic. That is why `get_data` converts before it divides.', wrong=[
     ('starts again at 0', lambda a, b: (a + b)/2), ('starts again at 0', lambda a, b: (a + b).astype(np.float32)/2),
     ('half a gray level', lambda a, b: a//2 + b//2), ('the mean', lambda a, b: a.astype(float) + b)])
 def blend(answer):
@@ -31,11 +31,11 @@ def blend(answer):
 
 def _draws(x, y): i = torch.randint(len(x), (len(x),)); return x[i], y[i]
 
-@exercise('00.5', 'Write `shuffle_pairs(x, y)`, which returns both in the same random order.',
-    'One order for both. `check_pairs` would have noticed the other way, too.', wrong=[
+@exercise('00.5', 'Write `shuffle_pairs(x, y)`, which returns both in the same random order.', 'One order for both. '
+    '`check_pairs` would have noticed the other way, too.', wrong=[
     ('have come apart', lambda x, y: (x[torch.randperm(len(x))], y[torch.randperm(len(y))])),
-    ('have come apart', lambda x, y: (x[torch.randperm(len(x))], y)),
-    ('missing', _draws), ('still in the old order', lambda x, y: (x, y))])
+    ('have come apart', lambda x, y: (x[torch.randperm(len(x))], y)), ('missing', _draws),
+    ('still in the old order', lambda x, y: (x, y))])
 def shuffle_pairs(answer):
     y = torch.arange(100); x = y[:,None].float().expand(100, 4)/256
     new = answer(x, y)

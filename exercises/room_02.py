@@ -23,8 +23,7 @@ def center_grad(answer):
     yield ask(single.g, torch.ones_like(single), 'inp.g of a batch of one')
 
 @exercise('02.3', 'Write `rms_grad(inp, out, r)`, the backward of `inp / r` with `r` the root mean square of `inp`: '
-    'add to `inp.g`.',
-    'It takes the direction of `out` out of the gradient, and keeps all others.', slips={
+    'add to `inp.g`.', 'It takes the direction of `out` out of the gradient, and keeps all others.', slips={
     'You also took the mean out of the gradient. But no mean was subtracted on the way forward, and a shift of the '
         'input does change the output.':
         lambda inp, out, r: add_grad(inp, (out.g - out.g.mean() - out*(out.g*out).mean())/r)}, wrong=[
@@ -46,9 +45,9 @@ def rms_grad(answer):
 def _own(t): return normalize(t, t.mean(), t.std())
 def _together(*sets): t = torch.cat(sets); return [normalize(o, t.mean(), t.std()) for o in sets]
 
-@exercise('02.4', 'Write `prepare_mended(train, valid)`: both sets normalized, without the bug.',
-    'Mean and standard deviation come from the training set and belong to the model. Not to be exactly 0 and 1 on '
-        'other data is how it should be.', wrong=[
+@exercise('02.4', 'Write `prepare_mended(train, valid)`: both sets normalized, without the bug.', 'Mean and standard '
+    'deviation come from the training set and belong to the model. Not to be exactly 0 and 1 on other data is how it '
+    'should be.', wrong=[
     ('brighter', lambda train, valid: (_own(train), _own(valid))), ('training set has mean', _together),
     ('brighter', lambda train, valid: (_own(train), normalize(valid, train.mean(), valid.std())))])
 def prepare(answer):
@@ -71,9 +70,8 @@ def _naive(pieces):
     return m, ((sum(o.pow(2).sum() for o in pieces) - n*m**2)/(n - 1)).clamp_min(0.).sqrt()
 
 @exercise('02.5', 'Write `mean_and_std(pieces)`, which returns the mean and the unbiased standard deviation of all '
-    'entries.',
-    'Two looks at the data, one for the mean and one for the squares. Welford found a way with a single look: search '
-        'for his name.', wrong=[
+    'entries.', 'Two looks at the data, one for the mean and one for the squares. Welford found a way with a single '
+    'look: search for his name.', wrong=[
     ('different lengths', _mean_of_means), ('digits', _naive),
     ('N - 1', lambda pieces: (_joined(pieces).mean(), _joined(pieces).std(correction=0)))])
 def mean_and_std(answer):

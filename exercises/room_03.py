@@ -6,8 +6,7 @@ from fb_pass.initialization import kaiming_std
 from .asking import exercise
 
 @exercise('03.2', 'Write `abs_std(fan)`, the size of weights that keeps the second moment if the activation is '
-    '`z.abs()`.',
-    'A square forgets the sign, so nothing is lost. It is `kaiming_std(fan, a=-1.)`, too.', wrong=[
+    '`z.abs()`.', 'A square forgets the sign, so nothing is lost. It is `kaiming_std(fan, a=-1.)`, too.', wrong=[
     ('Twice that', kaiming_std), ('root', lambda fan: 1/fan), ('fan', lambda fan: 1.)])
 def abs_std(answer):
     sizes = {fan: float(answer(fan)) for fan in (4, 100)}
@@ -41,9 +40,8 @@ def draw(answer):
         'right, and is there a 2 for what ReLU takes away?')
 
 @exercise('03.5', 'Find `alpha` and `beta` such that `alpha*(relu(z) - beta)` has mean 0 and second moment 1 for '
-    'standard normal `z`.',
-    'With weights of variance `1/fan` it keeps mean and size through any number of layers. Try twenty, and look at '
-        '`mean_cosine`.', wrong=[
+    'standard normal `z`.', 'With weights of variance `1/fan` it keeps mean and size through any number of layers. Try '
+    'twenty, and look at `mean_cosine`.', wrong=[
     ('the mean is', (1.7128, .5)), ('the mean is', (.3989, 1.7128)), ('second moment', (2**.5, .3989)),
     ('second moment', (1/(.5 - .5/math.pi), .3989))])
 def centered_relu(answer):

@@ -9,13 +9,11 @@ from .asking import ask, ask_twice, exercise, rands
     'That is the slope alone. The chain rule says: the slope times what arrives, and what arrives is in `out.g`.':
         lambda inp, out: add_grad(inp, out*(1 - out)),
     'The derivative is s(1 - s), where s is the value of the sigmoid: it is written in terms of what came out, not of '
-        'what went in.':
-        lambda inp, out: add_grad(inp, out.g*inp*(1 - inp)),
+        'what went in.': lambda inp, out: add_grad(inp, out.g*inp*(1 - inp)),
     'What is the slope of the sigmoid at 0? Nudge it: it is a quarter, and `out` is one half there.':
         lambda inp, out: add_grad(inp, out.g*out),
     'Nothing has arrived in `inp.g`. A backward of this room returns nothing: it hands over what it has found with '
-        '`add_grad(inp, ...)`.':
-        lambda inp, out: out.g*out*(1 - out)}, wrong=[
+        '`add_grad(inp, ...)`.': lambda inp, out: out.g*out*(1 - out)}, wrong=[
     ('add, do not overwrite', lambda inp, out: setattr(inp, 'g', out.g*out*(1 - out)))])
 def sigmoid_grad(backward):
     inp,u = rands((4, 3), (4, 3))
@@ -26,9 +24,8 @@ def sigmoid_grad(backward):
 def _errors_back(slope): return lambda inp, targ: add_grad(inp, slope(inp[:,0] - targ)[:,None]/len(inp))
 
 @exercise('05.2', 'Derive the backward of the mean absolute error, and write it as `mae_grad(inp, targ)`: it adds to '
-    '`inp.g`.',
-    'Every prediction pulls equally hard, however wrong it is. That is why this loss is not impressed by outliers, and '
-        'why it does not settle near the best answer.', slips={
+    '`inp.g`.', 'Every prediction pulls equally hard, however wrong it is. That is why this loss is not impressed by '
+    'outliers, and why it does not settle near the best answer.', slips={
     'The directions are right, the lengths are not. Where is the mean?': _errors_back(lambda d: d.sign()*len(d)),
     'The size of the error has no place here. Draw |d|: how steep is it at d = 2, and how steep at d = 0.1?':
         _errors_back(lambda d: d),
@@ -53,9 +50,8 @@ def _walk(step):
     return walk
 
 @exercise('05.3', 'Find the faulty line of `faulty_walk`, and write the function again without the fault, as '
-    '`repaired_walk`.',
-    'All eight gradients are right. The parameters of the second layer were so from the beginning: they lie nearer to '
-        'the loss than the fault.', slips={
+    '`repaired_walk`.', 'All eight gradients are right. The parameters of the second layer were so from the beginning: '
+    'they lie nearer to the loss than the fault.', slips={
     'l1.g has its zeros in the right places, and is wrong everywhere else. ReLU passes on what arrives; by what has it '
         'been multiplied here?': _walk(lambda l1, l2: l2.g*l2)}, wrong=[
     ('mask', _walk(lambda l1, l2: l2.g)), ('l1.g is wrong', _walk(lambda l1, l2: l2.g*(l2.g > 0))),
@@ -88,8 +84,8 @@ def _first(x, w, g): return x.t() @ (g @ w)
 def _second(x, w, g): return g.t() @ (x @ w)
 
 @exercise('05.5', 'Derive the gradient of the weight of `out = (x@w)@w.t()`, and write it as `tied_grad(x, w, g)`, '
-    'which returns it.',
-    'One weight, two uses, two parts. This network has a name, the autoencoder with tied weights.', slips={
+    'which returns it.', 'One weight, two uses, two parts. This network has a name, the autoencoder with tied weights.',
+    slips={
     '`w` is used twice, and you have the part of one use: it also stands in `l@w.t()`, where l = x@w.': _first,
     '`w` is used twice, and you have the part of one use: it also stands in `x@w`. What arrives there is the gradient '
         'of l = x@w.': _second,

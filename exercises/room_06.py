@@ -21,7 +21,7 @@ def _summed(inp, g): return (inp*g).sum()[None]
 
 @exercise('06.1', 'Write `Scale`, a `Module` that multiplies its input by a learned number `s` of shape `(1,)`.',
     'What was stretched on the way forward is summed on the way back: as with the bias, only that it is stretched in '
-        'both directions.', slips={
+    'both directions.', slips={
     'All uses count in full: a mean where a sum belongs.': _scale(lambda inp, g: (inp*g).mean()[None]),
     'Think of `s*inp`: by what is it multiplied, the number, on the way forward? That is its slope.':
         _scale(lambda inp, g: g.sum()[None])}, wrong=[
@@ -68,9 +68,8 @@ class _Seeded(_Dropout):
     def mask(self, inp): torch.manual_seed(1); return super().mask(inp)
 
 @exercise('06.2', 'Find out why the gradient of `FaultyDropout` is wrong, and write `RepairedDropout`, in which it is '
-    'right.',
-    'What is random on the way forward is a constant on the way back, and must be remembered like everything else that '
-        'the backward needs.', wrong=[
+    'right.', 'What is random on the way forward is a constant on the way back, and must be remembered like everything '
+    'else that the backward needs.', wrong=[
     ('blocked on the way forward', _Dropout), ('blocked on the way forward', _NoMask), ('1/(1 - p)', _NoFactor),
     ('Two layers', _OnTheClass), ('the same entries', _Seeded)])
 def repaired_dropout(cls):
@@ -109,9 +108,8 @@ def _swish(slope):
         def bwd(self, out, inp): add_grad(inp, out.g*slope(inp, inp.sigmoid()))
     return Swish
 
-@exercise('06.4', 'Derive the backward of `inp*inp.sigmoid()`, and write the layer `Swish`.',
-    'The product rule of calculus, and the rule that a tensor that is used twice collects two gradients: they are the '
-        'same rule.', slips={
+@exercise('06.4', 'Derive the backward of `inp*inp.sigmoid()`, and write the layer `Swish`.', 'The product rule of '
+    'calculus, and the rule that a tensor that is used twice collects two gradients: they are the same rule.', slips={
     '`inp` stands in two places, before the sigmoid and inside it. You have let it answer in the first of them only, '
         'as if the sigmoid were a constant.': _swish(lambda x, s: s),
     '`inp` stands in two places, before the sigmoid and inside it. You have let it answer in the second of them only, '

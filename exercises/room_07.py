@@ -26,8 +26,8 @@ def _frugal(keep, slope):
         def backward(ctx, grad): return slope(*ctx.saved_tensors or [ctx.x], grad)
     return Frugal
 
-@exercise('07.2', 'Write `FrugalRelu`, a `torch.autograd.Function` that saves nothing but its output.',
-    'The mask of the output is the mask of the input. In a network of ten layers that is ten activations less.', slips={
+@exercise('07.2', 'Write `FrugalRelu`, a `torch.autograd.Function` that saves nothing but its output.', 'The mask of '
+    'the output is the mask of the input. In a network of ten layers that is ten activations less.', slips={
     'Every gradient passes. What comes out of ReLU is never negative, so `out >= 0` is true everywhere.':
         _frugal('out', lambda out, g: g*(out >= 0)),
     'The mask is right, but what arrives at the output, `grad`, is not in the result.':
@@ -70,9 +70,8 @@ def _without_parameters(leaves):
     return lambda model, loss: [p for p in leaves(loss.grad_fn) if not _is_in(p, model.parameters())]
 
 @exercise('07.3', 'Write `unnoticed(model, loss)`: a list of the tensors that get a gradient from `loss` and are not '
-    'among the parameters of `model`, each once.',
-    'A check that needs no count of what there should be. Call it after the first forward pass of any network that you '
-        'write.', wrong=[
+    'among the parameters of `model`, each once.', 'A check that needs no count of what there should be. Call it after '
+    'the first forward pass of any network that you write.', wrong=[
     ('reports as its parameters', lambda model, loss: list({id(p): p for p in _leaves(loss.grad_fn)}.values())),
     ('all the steps before it', _without_parameters(_along_the_first)),
     ('all the steps before it', lambda model, loss: [o.variable for o,_ in loss.grad_fn.next_functions[:1]]),
@@ -97,9 +96,8 @@ def _step(change, clear=True, record=False):
     return step
 
 @exercise('07.4', 'Write `repaired_step(w, lr)`, which changes the tensor that it is given, and leaves it ready for '
-    'the next pass.',
-    'In place, unrecorded, and cleared: three things, and an optimizer is the object that does not forget any of them.',
-    wrong=[
+    'the next pass.', 'In place, unrecorded, and cleared: three things, and an optimizer is the object that does not '
+    'forget any of them.', wrong=[
     ('another tensor', _step(lambda w, g: w - g)), ('in-place operation', _step(lambda w, g: w.sub_(g), record=True)),
     ('the second step', _step(lambda w, g: w.sub_(g), clear=False)), ('uphill', _step(lambda w, g: w.add_(g))),
     ('asks for no gradient', _step(lambda w, g: w.requires_grad_(False).sub_(g)))])

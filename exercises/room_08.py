@@ -50,9 +50,8 @@ def _one_after_the_other(backs):
     return backward
 
 @exercise('08.3', 'Find out why the gradients of `FaultySum` are wrong, and write `RepairedSum`, in which they are '
-    'right.',
-    'A list of ways back, as in `Sequential`; only that they are called side by side and their results are added.',
-    wrong=[
+    'right.', 'A list of ways back, as in `Sequential`; only that they are called side by side and their results are '
+    'added.', wrong=[
     ('no gradient at all', _sum_layer(lambda backs: lambda Yg: sum(backs[-1](Yg) for _ in backs))),
     ('side by side', _sum_layer(_one_after_the_other)),
     ('all of `Yg`', _sum_layer(lambda backs: lambda Yg: sum(back(Yg/len(backs)) for back in backs))),
@@ -87,12 +86,10 @@ def _with_memory(where, rule=lambda beta, v, g: beta*v + g, clears=True):
     return Momentum
 
 @exercise('08.4', 'Write `Momentum(lr, beta)` with a method `update(param)`, an optimizer that keeps a velocity for '
-    'each parameter.',
-    'A dictionary whose keys are the parameters, or an attribute on them. Both outlive the arrays, which are new after '
-        'every step.', wrong=[
+    'each parameter.', 'A dictionary whose keys are the parameters, or an attribute on them. Both outlive the arrays, '
+    'which are new after every step.', wrong=[
     ('each of the parameters', _with_memory(lambda p: 'all')),
-    ('puts a new array', _with_memory(lambda p: id(p.tensor))),
-    ('clean', _with_memory(id, clears=False)),
+    ('puts a new array', _with_memory(lambda p: id(p.tensor))), ('clean', _with_memory(id, clears=False)),
     ('first step', _with_memory(id, lambda beta, v, g: beta*v + (1 - beta)*g)),
     ('no memory', _with_memory(id, lambda beta, v, g: g))])
 def momentum(cls):
@@ -128,7 +125,7 @@ def _steps(learner, parts):
 
 @exercise('08.5', 'Write `step_in_parts(learner, parts)`: one step, as if the parts, pairs `(X, Y)`, were one batch.',
     'To the last digits the step of the whole batch, with the memory of the larger part. It works because `backward` '
-        'adds, and only the optimizer clears.', slips={
+    'adds, and only the optimizer clears.', slips={
     'Nothing has moved. After the last part it is the turn of `learner.model.update(learner.optimizer)`.':
         lambda learner, parts: None,
     'The step is about twice too long. The loss of a part is its mean, and two means add up to two: by what must each '

@@ -11,7 +11,7 @@ def _softmax_back(f): return lambda inp, out: add_grad(inp, f(out, out.g))
 
 @exercise('09.1', 'Write `softmax_grad(inp, out)`: the gradient that follows from `out.g` is added to `inp.g`.',
     'What arrives, minus its mean under the probabilities, times the probability. Attention goes back through the same '
-        'line.', slips={
+    'line.', slips={
     'This is how each probability answers to its own score. But a score also changes the other classes of its row, '
         'since all share the sum.': _softmax_back(lambda q, g: q*(1 - q)*g),
     'Add a number to all scores of a row, and nothing changes; so the gradient of a row must add up to zero. Something '
@@ -36,9 +36,8 @@ def _smooth_back(truth, mean=True):
     return back
 
 @exercise('09.2', 'Derive the gradient of the smoothed cross-entropy, and write `smooth_grad(inp, targ, eps)`: it adds '
-    'to `inp.g`.',
-    'Probabilities minus the truth, whatever the truth is. It vanishes when the network is as sure as the truth, and '
-        'no surer.', slips={
+    'to `inp.g`.', 'Probabilities minus the truth, whatever the truth is. It vanishes when the network is as sure as '
+    'the truth, and no surer.', slips={
     'That is the gradient of the plain cross-entropy. Where does `eps` come in?': _smooth_back(lambda h, eps, c: h),
     'The rows are right, the length is not: the loss is a mean over the batch.':
         _smooth_back(lambda h, eps, c: (1 - eps)*h + eps/c, mean=False),
@@ -69,12 +68,11 @@ def _adam(update):
 class _Rebinding(_adam(None)):
     def update(self, i, p): p = p - self.lr*p.g.sign()
 
-@exercise('09.3', 'Find the fault of `FaultyAdam`, and write its `update` again, in `RepairedAdam`.',
-    'The correction is for this step only. In place it got into the memory, and was applied again in every step after.',
-    wrong=[
+@exercise('09.3', 'Find the fault of `FaultyAdam`, and write its `update` again, in `RepairedAdam`.', 'The correction '
+    'is for this step only. In place it got into the memory, and was applied again in every step after.', wrong=[
     ('The first step agrees', _adam(lambda m, s, c1, c2, g: (m.div_(c1), s.div_(c2)))),
-    ('begin with zero', _adam(lambda m, s, c1, c2, g: (m, s))),
-    ('in place', _Rebinding), ('The first step agrees', _adam(lambda m, s, c1, c2, g: (g, g**2)))])
+    ('begin with zero', _adam(lambda m, s, c1, c2, g: (m, s))), ('in place', _Rebinding),
+    ('The first step agrees', _adam(lambda m, s, c1, c2, g: (g, g**2)))])
 def repaired_adam(cls):
     p,gs = rand(4),rands((4,), (4,), (4,))
     theirs = p.clone().requires_grad_()

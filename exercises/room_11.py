@@ -24,8 +24,7 @@ def _pairs_without_last(xs):
 @exercise('11.2', 'Write `add_in_pairs(xs)`, the sum of the rows of `xs`: add neighbors, then their sums, and so on, '
     'all of it in the dtype of `xs`.', wrong=[
     ('stands still', _one_by_one), ('carried in longer numbers', lambda xs: xs.sum(0)),
-    ('torch.float32', lambda xs: xs.float().sum(0)),
-    ('is odd', _pairs_without_last), ('one row', lambda xs: xs.sum())])
+    ('torch.float32', lambda xs: xs.float().sum(0)), ('is odd', _pairs_without_last), ('one row', lambda xs: xs.sum())])
 def add_in_pairs(answer):
     xs = torch.rand(4096, 50).bfloat16()
     exact,got = xs.double().sum(0),answer(xs)
@@ -58,8 +57,8 @@ def _others(logits, targ, sign=-1, n=None):
     return p/(n or len(targ))
 
 @exercise('11.3', 'Write `sure_grad(logits, targ)`, the gradient of the cross-entropy without a subtraction from 1; '
-    'return it, in the dtype of `logits`.',
-    'The same formula, and five digits more. Nothing that cancels is left in it.', wrong=[
+    'return it, in the dtype of `logits`.', 'The same formula, and five digits more. Nothing that cancels is left in '
+    'it.', wrong=[
     ('the digits are gone', _one_taken_away), ('Raise the score', lambda o, t: _others(o, t, 1)),
     ('multiplied by 32', lambda o, t: _others(o, t, n=1)), ('adds up to 0', lambda o, t: _others(o, t, 0))])
 def sure_grad(answer):
@@ -85,9 +84,8 @@ def _forward_error(dtype, h):
     return ((quotient.double() - want)/want).square().mean().sqrt().item()
 
 @exercise('11.4', 'Derive the best step of the forward difference, and write it as `best_step(u)`, where `u` is the '
-    'unit roundoff and `f`, `f′′` are about as large as 1.',
-    'The error is about the root of u as well: eight digits of sixteen, where the central difference has ten. The '
-        'second evaluation is well spent.', wrong=[
+    'unit roundoff and `f`, `f′′` are about as large as 1.', 'The error is about the root of u as well: eight digits '
+    'of sixteen, where the central difference has ten. The second evaluation is well spent.', wrong=[
     ('central difference', lambda u: u**(1/3)), ('Nothing of', lambda u: u), ('the same step', lambda u: 1e-8),
     ('too long: the formula', lambda u: u**.25)])
 def best_step(answer):

@@ -8,13 +8,10 @@ _g = torch.tensor([[3., 1., -2.], [1., -1., 2.]], dtype=torch.float64)
 _uses = {'*': 7*_g, 'sum': torch.full((2, 3), 13.).double()}
 
 @exercise('12.1', "Work out what the two uses of `x` in `x * x.sum()` contribute to its gradient: a dict with a tensor "
-    "for '*' and one for 'sum'.",
-    'A statistic on the way forward is a number for everybody on the way back.', wrong=[
-    ('exchanged', {'*':
-        _uses['sum'], 'sum':
-            _uses['*']}), ('other factor', _uses | {'*': _x*_g}), ('must add up', _uses | {'sum': _x*_g}),
-    ('before it is added up', _uses | {'sum':
-        _g.sum()}), ('all of the gradient', _uses | {'*': _uses['*'] + 13}), ('which number', _uses | {'*': 7})])
+    "for '*' and one for 'sum'.", 'A statistic on the way forward is a number for everybody on the way back.', wrong=[
+    ('exchanged', {'*': _uses['sum'], 'sum': _uses['*']}), ('other factor', _uses | {'*': _x*_g}),
+    ('must add up', _uses | {'sum': _x*_g}), ('before it is added up', _uses | {'sum': _g.sum()}),
+    ('all of the gradient', _uses | {'*': _uses['*'] + 13}), ('which number', _uses | {'*': 7})])
 def product_with_its_sum(answer):
     parts = trace(lambda x: x*x.sum(), dict(x=_x), _g).terms['x']
     missing = [k for k in parts if k not in answer]
@@ -50,13 +47,13 @@ def _tied_uses(x, w, g, slope=True, turn=True, inner=True):
     return {'@': x.t()@arrives, '@ 2': (h if inner else x).t()@g}
 
 @exercise('12.3', "Write `tied_uses(x, w, g)`: what each of the two uses of `w` contributes to its gradient, as a dict "
-    "with '@' and '@ 2'.",
-    'Their sum is the gradient of the weight. Whoever writes `=` twice keeps the second only.', slips={
+    "with '@' and '@ 2'.", 'Their sum is the gradient of the weight. Whoever writes `=` twice keeps the second only.',
+    slips={
     'In `@` something is missing between the two products: what comes back to the output of tanh is not what comes '
         'back to its input.': lambda *ts: _tied_uses(*ts, slope=False),
     'In `@`, `g @ w` fits only because `w` is square. In the forward an entry of what goes into the second product '
         'meets a row of `w`, and the sum goes over its rows; back, the sum goes over the columns of `w`.':
-            lambda *ts: _tied_uses(*ts, turn=False)}, wrong=[
+        lambda *ts: _tied_uses(*ts, turn=False)}, wrong=[
     ('`x`', lambda *ts: _tied_uses(*ts, inner=False)), ('a dict', lambda *ts: sum(_tied_uses(*ts).values()))])
 def tied_uses(answer):
     x,w,g = rands((6, 4), (4, 4), (6, 4))
@@ -104,12 +101,11 @@ def columns_mended(answer):
     yield ask(got, want, 'x.g', look, values=t.values, grads={'out.g': g}, terms=t.terms['x'], paths=t.paths['x'])
 
 @exercise('12.5', 'Write `quiet_root(x)`: the root where `x` is positive and 0 elsewhere, with a gradient that is '
-    'finite everywhere.',
-    '`where` chooses values; on the way back it hands zeros to the side that was not chosen, and zero times infinity '
-        'is no zero.', wrong=[
+    'finite everywhere.', '`where` chooses values; on the way back it hands zeros to the side that was not chosen, and '
+    'zero times infinity is no zero.', wrong=[
     ('before the root', lambda x: torch.where(x > 0, x.sqrt(), 0.)),
-    ('before the root', lambda x: x.clamp_min(0.).sqrt()),
-    ('before the root', lambda x: x.sqrt().nan_to_num(0.)), ('have to stay', lambda x: (x.clamp_min(0.) + 1e-3).sqrt()),
+    ('before the root', lambda x: x.clamp_min(0.).sqrt()), ('before the root', lambda x: x.sqrt().nan_to_num(0.)),
+    ('have to stay', lambda x: (x.clamp_min(0.) + 1e-3).sqrt()),
     ('no gradient', lambda x: x.detach().clamp_min(0.).sqrt())])
 def quiet_root(answer):
     x = torch.tensor([-1., 0., 4., 9.]).double().requires_grad_()

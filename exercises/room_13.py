@@ -21,11 +21,10 @@ def _momentum(factor=.9, price=1.4, cheat=False, careful=True):
     return momentum
 
 @exercise('13.2', 'Write a hypothesis `momentum(c)` that yields a fit if `c.got` is the right gradient and 0.9 times '
-    'an earlier one.',
-    'It holds because twelve entries agree to many digits, against a price of one or two.', wrong=[
+    'an earlier one.', 'It holds because twelve entries agree to many digits, against a price of one or two.', wrong=[
     ('How much of the earlier', _momentum(1.)), ('subtract', _momentum(-.9)), ('pick one of ten', _momentum(price=0.)),
-    ('too dear', _momentum(price=500.)),
-    ('explains nothing', _momentum(cheat=True)), ('another shape', _momentum(careful=False))])
+    ('too dear', _momentum(price=500.)), ('explains nothing', _momentum(cheat=True)),
+    ('another shape', _momentum(careful=False))])
 def hypothesis_of_momentum(answer):
     want,earlier,other = rand(4, 3),rand(4, 3),rand(4, 3)
     c = Case(want + .9*earlier, want, 'w.g', earlier=earlier)

@@ -16,8 +16,7 @@ def _tied_model():
     return Model.from_layers([Lin(v, b), Lin(v, b.clone()), Lin(torch.ones(2, 1), torch.zeros(1))], Mse())
 
 @exercise('14.1', 'Write `in_float64(model)`: a copy in float64 in which what was shared is shared, and nothing is '
-    'shared with the original.',
-    'This is what an adapter does before anything else, for every kind of layer.', wrong=[
+    'shared with the original.', 'This is what an adapter does before anything else, for every kind of layer.', wrong=[
     ('two of it', lambda m: _on_the_spot(deepcopy(m))), ('somebody else', _on_the_spot),
     ('expected torch.float64', lambda m: deepcopy(m)),
     ('`t` itself', lambda m: deepcopy(m, {id(t): t.double() for t in find_inside(torch.Tensor, m).values()}))])
@@ -72,8 +71,7 @@ def _keeper(mine=True, later=True, params=True, taken=True):
 @exercise('14.3', 'Write `KeepsGradsAdapter`, a subclass of `ObjectAdapter` with two methods, `params` and `run`.',
     'Two methods. Copying, naming, equal random draws and the honest witness are the same for every kind.', wrong=[
     ('not `self.layer`', _keeper(mine=False)), ('a function that goes back', _keeper(later=False)),
-    ('`params`', _keeper(params=False)),
-    ('`self.taken`', _keeper(taken=False)),
+    ('`params`', _keeper(params=False)), ('`self.taken`', _keeper(taken=False)),
     ('the class itself', _keeper()(_KeepsGrads(torch.ones(3)), (torch.ones(2, 3),)))])
 def adapter_for_kept_grads(answer):
     assert isinstance(answer, type), f'Give the class itself, not a {type(answer).__name__}.'
@@ -97,8 +95,7 @@ def adapter_for_kept_grads(answer):
         yield ask(got.get(k), want, f'{k}.g', values=ts, grads={'out.g': g})
 
 @exercise('14.4', 'Write `named_back`, which does what `columnwise_back` does, so that the adapter hands it what it '
-    'needs.',
-    'A right layer was called wrong. Whoever reads a report looks at the call first.', wrong=[
+    'needs.', 'A right layer was called wrong. Whoever reads a report looks at the call first.', wrong=[
     ('`factor` gets x', lambda grad, factor, inp: (grad*factor, (grad*inp).sum(0))),
     ('`factor` gets x', lambda grad, factor, inp: ((grad*inp).sum(0), grad*factor)),
     ('lacks a sum', lambda grad, w, x: (grad*w, grad*x)),

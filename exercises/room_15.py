@@ -22,9 +22,8 @@ _log_softmax_slips = {
         lambda out, grad: grad - out*grad.sum(1, keepdim=True)}
 
 @exercise('15.1', 'Write `log_softmax_back(out, grad)`, the backward of the logarithm of a softmax along the last '
-    'axis; return the gradient of its input.',
-    'Three witnesses agree. For a loss that picks one entry of each row, the sum is the 1 that is taken away from the '
-        'right class.', _log_softmax_slips, wrong=[
+    'axis; return the gradient of its input.', 'Three witnesses agree. For a loss that picks one entry of each row, '
+    'the sum is the 1 that is taken away from the right class.', _log_softmax_slips, wrong=[
     ('The report says', lambda out, grad: grad + out.exp()*grad.sum(1, keepdim=True))])
 def log_softmax_back(answer):
     x,g = rands((6, 4), (6, 4)); y = x.log_softmax(1)
@@ -56,8 +55,8 @@ def _dropout(again=False, first=False, half=False, add=True):
             else: inp.g = g
     return Dropout
 
-@exercise('15.3', 'Write `Dropout` again so that its backward is right.',
-    'The checker could not have been told which dice fall: it makes every call throw the same.', wrong=[
+@exercise('15.3', 'Write `Dropout` again so that its backward is right.', 'The checker could not have been told which '
+    'dice fall: it makes every call throw the same.', wrong=[
     ('the same dice', _dropout(again=True)), ('first call', _dropout(first=True)),
     ('multiplied by 0.5', _dropout(half=True)), ('overwritten', _dropout(add=False)),
     ('the class itself', _dropout()())])
@@ -88,8 +87,8 @@ def _column_factors(w_grad):
     'In a batch of one the sum is none, and a fault in it cannot be seen. This check had five.', wrong=[
     ('lacks a sum', _column_factors(lambda g, x: g*x)),
     ('multiplied by 0.2', _column_factors(lambda g, x: (g*x).mean(0))),
-    ('only the first', _column_factors(lambda g, x: (g*x)[0])),
-    ('the factor', _column_factors(lambda g, x: g.sum(0))), ('absent', _column_factors(lambda g, x: None))])
+    ('only the first', _column_factors(lambda g, x: (g*x)[0])), ('the factor', _column_factors(lambda g, x: g.sum(0))),
+    ('absent', _column_factors(lambda g, x: None))])
 def column_factors(answer):
     assert isinstance(answer, type) and issubclass(answer, torch.autograd.Function), ('Give the class itself, an '
         '`autograd.Function`.')
@@ -102,9 +101,8 @@ def _lin_times(factor):
     return sneaky
 
 @exercise('15.5', 'Write `sneaky(inp, out, w, b)`, a backward of `lin` that `check_layer` calls right for five '
-    'examples, and that is wrong for other batches.',
-    'Every check stands on one shape. So give it two, a batch of one among them: `for n in (1, 2, 5): '
-        'check_layer(layer, x[:n])`.', wrong=[
+    'examples, and that is wrong for other batches.', 'Every check stands on one shape. So give it two, a batch of one '
+    'among them: `for n in (1, 2, 5): check_layer(layer, x[:n])`.', wrong=[
     ('right', lin_grad), ('caught', _lin_times(lambda inp: 1/len(inp))),
     ('caught', _lin_times(lambda inp: 1 + inp[0,0])), ('right', _lin_times(lambda inp: 1 + 1e-17))])
 def sneaky(answer):

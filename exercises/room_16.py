@@ -2,8 +2,8 @@
 from fb_pass.checks import autograd_grad, peak_memory
 from .asking import Ask, ask, exercise, rands
 
-@exercise('16.3', 'Write `sigmoid_back(out, g)` so that it makes one tensor.',
-    'The gradient is right, and one tensor is all that it takes.', wrong=[
+@exercise('16.3', 'Write `sigmoid_back(out, g)` so that it makes one tensor.', 'The gradient is right, and one tensor '
+    'is all that it takes.', wrong=[
     ('`mul_`', lambda out, g: g*out*(1 - out)), ('belongs to somebody else', lambda out, g: g.mul_(out).mul_(1 - out)),
     ('What arrives', lambda out, g: (1 - out).mul_(out))])
 def sigmoid_back(answer):
@@ -22,9 +22,8 @@ def sigmoid_back(answer):
 
 def _fitted(f): return lambda n1, t1, n2, t2: f(b := (t2 - t1)/(n2 - n1), t1 - b*n1, t1/n1)
 
-@exercise('16.4', 'Derive `break_even(n1, t1, n2, t2)`.',
-    'For the steps of this room: put in the times for 64 and 512, and compare with the batches that people use.',
-    slips={
+@exercise('16.4', 'Derive `break_even(n1, t1, n2, t2)`.', 'For the steps of this room: put in the times for 64 and '
+    '512, and compare with the batches that people use.', slips={
     'That is upside down: it is the share of one example in the price.': _fitted(lambda b, a, mean: b/a),
     'That is the price of the calls, in seconds. How many examples are as much work?':
         _fitted(lambda b, a, mean: a)}, wrong=[

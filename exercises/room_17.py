@@ -29,8 +29,8 @@ def square(answer):
     assert view.ok, ' '.join([*said, 'Go back to the definition: the slope of a square is twice what went in, and what '
         'arrives at `out` is multiplied by it.'])
 
-@exercise('17.3', 'Give a block of shape (2,2) whose cell is white although no number in it is zero.',
-    'What does not cancel is the largest absolute value below the picture. A mean hides, a maximum does not.', wrong=[
+@exercise('17.3', 'Give a block of shape (2,2) whose cell is white although no number in it is zero.', 'What does not '
+    'cancel is the largest absolute value below the picture. A mean hides, a maximum does not.', wrong=[
     ('none of them', torch.zeros(2, 2)), ('mean', torch.full((2, 2), 1e-9)), ('(2, 2)', torch.tensor([1., -1.]))])
 def white_block(answer):
     fits = isinstance(answer, torch.Tensor) and answer.is_floating_point() and tuple(answer.shape) == (2, 2)

@@ -298,7 +298,7 @@ def test_class_gets_no_solutions(room):
     assert removed == len(solutions) > 0
     assert not any('code-summary: "Solution"' in o.source or '<summary>Solution' in o.source for o in bare.cells)
     assert not any(o.outputs for o in section(bare) if o.cell_type == 'code')
-    outside = lambda nb: [o for o in nb.cells if o not in section(nb)]
+    def outside(nb): return [o for o in nb.cells if o not in section(nb)]
     unchanged = outside(bare) == outside(nb) # compared here, so that a failure does not print both notebooks
     assert unchanged, 'something else has changed'
 

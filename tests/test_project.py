@@ -196,7 +196,7 @@ def test_public_names_are_documented(name):
     missing = [o for name in module.__all__ for o in faults(name, getattr(module, name))]
     assert not missing, f'lack a docstring or the comment of an argument: {missing}'
 
-every_file = sorted(p for o in ('fb_pass', 'tests', 'tools') for p in root.glob(f'{o}/**/*.py'))
+every_file = sorted(p for o in ('exercises', 'fb_pass', 'tests', 'tools') for p in root.glob(f'{o}/**/*.py'))
 @pytest.mark.parametrize('path', [*every_file, root/'setup.py'], ids=lambda p: str(p.relative_to(root)))
 def test_code_reads_as_the_oldest_python(path):
     ast.parse(path.read_text(encoding='utf-8'), feature_version=tuple(map(int, settings()['min_python'].split('.'))))
