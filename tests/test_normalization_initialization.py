@@ -36,7 +36,7 @@ nan, inf = float('nan'), float('inf')
     ((x.long(), 0., 1.), TypeError, ['x has dtype torch.int64', 'x.float()']),
     ((x > 3, 0., 1.), TypeError, ['torch.bool', 'x.float()']),
     ((x, 'mean', 1.), TypeError, []),
-    ((x.double(), x.mean(), x.double().std()), TypeError, ['m has dtype torch.float32', 'torch.float64', 'm.to(x.dtype)']),
+    ((x.double(), x.mean(), x.double().std()), TypeError, ['m has dtype torch.float32', 'float64', 'm.to(x.dtype)']),
     ((x, x.mean(), x.double().std()), TypeError, ['s has dtype torch.float64', 's.to(x.dtype)']),
     ((x, x.mean(0), x.std(0)), ValueError, ['m has shape (3,)', 'x (2, 3)', 'keepdim=True']),
     ((x, x.mean(), x.std(1)), ValueError, ['s has shape (2,)', 'keepdim=True']),
