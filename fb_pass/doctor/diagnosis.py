@@ -116,16 +116,9 @@ class _Known:
         return {k: t for k,t in ts.items() if t.shape == self.want.shape and not self.is_rounding(t)}
 
 # %% ../../nbs/doctor/diagnosis.ipynb #bca1b8d8
-@dataclass
-class _Fit:
-    "A hypothesis held against the case."
-    cause: str
-    text: str
-    corrected: torch.Tensor # None if the fault cannot be undone
-    left: float
-    price: float # How many digits it takes to pick this hypothesis among its like
-    free: int = 0 # How many numbers were fitted
-    coarse: bool = False # Does it only switch entries on, off or over?
+# A hypothesis held against the case: `corrected` is None if the fault cannot be undone, `price` how many digits it
+# takes to pick it among its like, `free` how many numbers were fitted; `coarse`: does it only switch entries on, off?
+_Fit = namedtuple('_Fit', 'cause text corrected left price free coarse', defaults=(0, False))
 
 class Case(_Known):
     "A gradient to explain: what is known about it, and how well a hypothesis fits."
@@ -550,17 +543,13 @@ def _multiplied(c):
 
 # %% ../../nbs/doctor/diagnosis.ipynb #98fafbb5
 class _Formula:
-    "A formula for `target`, which may be made of `grads`; the gradient called `k` is in it."
+    """A formula for `target`, made of `grads`; the gradient called `k` is in it. `faults` yields cause, text, price and
+    what comes out for every fault; `looks(wrong)` is true if that is what we got, at first sight."""
     price = 1.
     def __init__(self, c, target, grads, k, **parts):
         self.c,self.target,self.grads,self.k,self.g = c,target,grads,k,grads[k]
         vars(self).update(parts)
-    @cached_property
-    def value(self): return self.make()
-
-    def faults(self, looks):
-        "Cause, text, price and what comes out for every fault; `looks(wrong)`: is that what we got, at first sight?"
-        yield from ()
+    value = cached_property(lambda self: self.make())
 
     def other_grads(self):
         "The same for another gradient in its place."
