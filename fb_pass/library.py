@@ -45,18 +45,9 @@ def from_torch(
         else: raise TypeError(f'from_torch: layer {i}, {l}, is neither nn.Linear with a bias nor nn.ReLU')
     return Model.from_layers(layers, CrossEntropy() if loss is None else loss)
 
-# %% ../nbs/10_library.ipynb #db01e862
-def _walk(module, prefix=''):
-    "Paths of the parameters of a module of ours: pairs of a name and a tensor."
-    for k,v in vars(module).items():
-        if any(v is p for p in module.params): yield prefix + k, v
-        inside = {f'{k}.{i}': o for i,o in enumerate(v)} if isinstance(v, (list, tuple)) else {k: v}
-        for name,o in inside.items():
-            if isinstance(o, Module): yield from _walk(o, f'{prefix}{name}.')
-
 # %% ../nbs/10_library.ipynb #d775b0d6
 def _walk_torch(net):
-    "As `_walk`, for the torch counterpart of a model: names, and views of the parameters in our layout."
+    "As `named_params`, for the torch counterpart of a model: names, and views of the parameters in our layout."
     if not isinstance(net, nn.Sequential): raise TypeError(f'{net!r}: expected a Model or an nn.Sequential')
     for i,l in enumerate(net):
         if isinstance(l, nn.Linear):
@@ -69,7 +60,7 @@ def named_weights(
 ) -> dict: # Name, as in layers.0.w, to tensor in our layout, which shares its memory with the model
     "The parameters by name, each of them once. Raises TypeError for something else, ValueError if there are none."
     found,seen = {},set()
-    for name,t in _walk_torch(model) if isinstance(model, nn.Module) else _walk(model):
+    for name,t in model.named_params() if isinstance(model, Module) else _walk_torch(model):
         if t.data_ptr() not in seen: found[name] = t
         seen.add(t.data_ptr())
     if not found: raise ValueError(f'{model!r} has no parameters')

@@ -24,7 +24,7 @@ from .checks import check_grad, default_rtol
 from .doctor.adapters import adapt, argument_names, by_forward, find_inside, functions_behind, is_floating
 from .doctor.diagnosis import explain_grad
 from .gradients import add_grad
-from .modules import Lin, Model, Module, Mse, Relu
+from .modules import Lin, Model, Module, Mse, Op, Relu
 from .training import CrossEntropy
 
 # %% ../nbs/17_viewer.ipynb #c017a9a1
@@ -156,7 +156,7 @@ _KNOWN = {
 # %% ../nbs/17_viewer.ipynb #eefa9413
 def _rule(m, method):
     "The rule that `forward` or `bwd` of the module `m` only applies; None if it does something of its own."
-    return getattr(m, 'rule', None) if 'rule' in getattr(type(m), method).__code__.co_names else None
+    return m.rule if isinstance(m, Op) and getattr(type(m), method) is getattr(Op, method) else None
 
 def _named_by(m):
     "The function that has names for the inputs of the module `m`, and how many arguments it has before them."

@@ -223,7 +223,9 @@ class Adapter(ABC):
 
     def names(self):
         "What the layer calls its inputs."
-        return argument_names(self.layer.forward, len(self.given))
+        rule = getattr(self.layer, 'rule', None) # a rule has better names for them than a layer made from it
+        f,skip = (self.layer.forward, 0) if rule is None else (rule.backward, 2) # after `g` and `out`
+        return argument_names(f, len(self.given), skip)
 
     def params(self):
         "The parameters of the layer by name."
@@ -517,7 +519,9 @@ class AutogradAdapter(Adapter):
 # %% ../../nbs/doctor/adapters.ipynb #a4dd4fe3
 class FunctionAdapter(AutogradAdapter):
     "An autograd.Function; called by `apply`, its gradients are taken as its backward returns them."
-    def names(self): return argument_names(self.layer.forward, len(self.given), skip=not _own_context(self.layer))
+    def names(self):
+        if (rule := getattr(self.layer, 'rule', None)): return argument_names(rule.forward, len(self.given))
+        return argument_names(self.layer.forward, len(self.given), skip=not _own_context(self.layer))
     def applied(self, layer, ts): return self.taken(layer.apply(*self.args(ts)))
     def plain(self, ts):
         with _same_draws(self): return self.judged(self.taken(_plainly(self.layer, self.layer.forward, self.args(ts))))
