@@ -22,7 +22,8 @@ setup(
     extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'bench')},
     # The embedded sample lies in data/ in the repository and inside the package once it is installed.
     packages=['fb_pass', 'fb_pass.doctor', 'fb_pass.data'], package_dir={'fb_pass': 'fb_pass', 'fb_pass.data': 'data'},
-    package_data={'fb_pass': ['py.typed', 'assets/*'], 'fb_pass.doctor': ['*.css', 'assets/*'], 'fb_pass.data': ['mnist_sample.npz', 'README.md']},
+    package_data={'fb_pass': ['py.typed', 'assets/*'], 'fb_pass.doctor': ['*.css'],
+                  'fb_pass.data': ['mnist_sample.npz', 'README.md']},
     # Where nbdev looks up the names of the package to link them in the documentation.
     entry_points={'nbdev': ['fb_pass=fb_pass._modidx:d']},
     zip_safe=False,

@@ -29,8 +29,8 @@ def _fitted(f): return lambda n1, t1, n2, t2: f(b := (t2 - t1)/(n2 - n1), t1 - b
         _fitted(lambda b, a, mean: a)}, wrong=[
     ('two unknowns', _fitted(lambda b, a, mean: mean/b)), ('all four numbers', lambda n1, t1, n2, t2: 400.)])
 def break_even(answer):
-    for a,b,n1,n2,hint in ((200., .5, 64, 512, 'There are two unknowns, a and b, and two measurements: t = a + b*n for '
-        'both. Which n makes b*n as large as a?'),
-                           (1., .25, 10, 30, 'It is right for one pair of measurements, and not for another. Do you '
-                               'use all four numbers?')):
+    two = ('There are two unknowns, a and b, and two measurements: t = a + b*n for both. Which n makes b*n as large '
+           'as a?')
+    four = 'It is right for one pair of measurements, and not for another. Do you use all four numbers?'
+    for a,b,n1,n2,hint in ((200., .5, 64, 512, two), (1., .25, 10, 30, four)):
         yield Ask(answer(n1, a + n1*b, n2, a + n2*b), a/b, hint=hint)

@@ -40,7 +40,8 @@ def upstream_grad(
                            'run the backward of what uses it first')
     if g is None: return torch.ones_like(out)
     if out.shape != shape or g.shape != shape:
-        raise ValueError(f'{name}: out {tuple(out.shape)} with out.g {tuple(g.shape)}, expected {tuple(shape)} for both')
+        raise ValueError(f'{name}: out {tuple(out.shape)} with out.g {tuple(g.shape)}, '
+                         f'expected {tuple(shape)} for both')
     if g.dtype != out.dtype:
         raise TypeError(f'{name}: out.g is {g.dtype} and out {out.dtype}: out.g.to(out.dtype) converts it')
     return g
@@ -76,7 +77,7 @@ class Rule:
         out: torch.Tensor, # What came out, with its gradient in `out.g`; a scalar without one is the loss itself
         *inputs: torch.Tensor, # What went in; their `.g` is added to
     ):
-        "The backward pass through the operation. Raises RuntimeError without `out.g`, ValueError or TypeError for bad input."
+        "The backward pass through the operation. Raises RuntimeError without `out.g`, ValueError or TypeError."
         if hasattr(self.forward, 'check'): self.forward.check(*inputs)
         for t,g in zip(inputs, self.grads(upstream_grad(self.name, out), out, *inputs)):
             if g is not None: add_grad(t, g)

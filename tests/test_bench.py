@@ -8,7 +8,7 @@ import pytest, torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import bench
-from contenders import LR, STEPS, numpy_cross_entropy, ours, params_of
+from contenders import STEPS, numpy_cross_entropy, ours, params_of
 from fb_pass.training import cross_entropy, cross_entropy_grad
 
 SIZES = 12, 7, 6, 4

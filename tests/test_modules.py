@@ -121,7 +121,8 @@ def test_children_given_as_an_attribute():
     net(x, targ); net.backward()
     def run(x, w, b, v, c): return ((x + (x@w + b).relu())@v + c)[:,0].sub(targ).pow(2).mean()
     for t,g in zip((x, *net.params), autograd_grad(run, x, w, b, v, c), strict=True): check_grad(t.g, g)
-    assert [k for k,_ in net.named_params()] == ['layers.0.children.0.w', 'layers.0.children.0.b', 'layers.1.w', 'layers.1.b']
+    first = 'layers.0.children.0'
+    assert [k for k,_ in net.named_params()] == [f'{first}.w', f'{first}.b', 'layers.1.w', 'layers.1.b']
 
 @pytest.mark.parametrize('order', ['rows', 'columns'])
 def test_any_order_in_memory(order):

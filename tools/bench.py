@@ -10,7 +10,7 @@ from fb_pass.datasets import get_data
 from fb_pass.library import to_torch
 from fb_pass.modules import Lin, Model, Mse, Relu
 from fb_pass.normalization import normalize
-from fb_pass.training import AdamW, dataloader, evaluate, fit, mlp, one_cycle
+from fb_pass.training import AdamW, dataloader, fit, mlp, one_cycle
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
