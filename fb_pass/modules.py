@@ -43,10 +43,11 @@ class Module(Parts, ABC):
 
 # %% ../nbs/06_modules.ipynb #eda9ffd5
 class Op(Module):
-    "A layer made from a rule, which is called with what goes in and then with the tensors of the layer."
-    rule = None
-    def forward(self, *args): return self.rule.forward(*args, *dict(self.parts()).values())
-    def bwd(self, out, *args): self.rule.add_grads(out, *args, *dict(self.parts()).values())
+    "A layer made from a rule, which is called with what goes in and then with the attributes named in `uses`."
+    rule,uses = None,()
+    def _with_own(self, args): return *args, *(getattr(self, k) for k in self.uses)
+    def forward(self, *args): return self.rule.forward(*self._with_own(args))
+    def bwd(self, out, *args): self.rule.add_grads(out, *self._with_own(args))
 
 # %% ../nbs/06_modules.ipynb #e3256da5
 class Relu(Op):
@@ -59,7 +60,7 @@ class Mse(Op):
 
 class Lin(Op):
     "`lin` as a layer: `(n, n_in)` in, `(n, n_out)` out. A call raises ValueError or TypeError for what does not fit."
-    rule = lin_rule
+    rule,uses = lin_rule,('w', 'b')
     def __init__(self,
         w: torch.Tensor, # Weights, (n_in, n_out), floating point; kept, not copied
         b: torch.Tensor, # Biases, (n_out,), dtype of `w`; kept, not copied

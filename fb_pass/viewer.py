@@ -135,7 +135,7 @@ _KNOWN = {
     Lin: dict(
         forward=('Every output is a weighted sum of the inputs, plus a bias.',
                  ['out = inp · w + b', 'out_ij = Σ_k inp_ik w_kj + b_j']),
-        backward=('The upstream gradient out.g gives those of the inputs, the weights, and the biases (summed over rows).',
+        backward=('From out.g follow the gradients of inputs, weights, and biases, these summed over rows.',
                   ['inp.g = out.g · w^⊤', 'w.g = inp^⊤ · out.g', 'b.g_j = Σ_i out.g_ij'])),
     Relu: dict(
         forward=('Negative numbers become zero; all others pass unchanged.', ['out = max(inp, 0)']),

@@ -165,3 +165,14 @@ def test_large_gradients_whose_sum_overflows_are_no_alarm():
     net = Model.from_layers([Relu()], Large())
     train_step(net, SGD(net.params, 1e-38), torch.ones(2), torch.ones(2))
     torch.testing.assert_close(net.params[0], torch.full((4,), -3.))
+
+def test_a_layer_of_ours_may_be_given_more_to_remember():
+    class Keeps(Lin):
+        def forward(self, inp):
+            self.first,self.other = inp,torch.zeros(3)
+            return super().forward(inp)
+    layer = Keeps(rand(5, 4), rand(4))
+    for _ in range(2):
+        layer(rand(3, 5)).g = rand(3, 4)
+        layer.backward()
+        assert [k for k,_ in layer.named_params()] == ['w', 'b']
