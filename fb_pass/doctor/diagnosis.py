@@ -566,10 +566,10 @@ def _two_slopes(c, target, g, mask):
     on = mask > 0
     xs = [_ratio(target[o], g[o]) for o in (on, ~on)]
     off = c.off(torch.where(on, *target.new_tensor(xs))*g, target)
-    if not xs[0] > xs[1] or off > c.tol or (g != 0).sum() < 3: return
+    if off > c.tol or (g != 0).sum() < 3: return
     found = [_named(c, x, off/abs(x)) if abs(x) > c.tol else (0.,) for x in xs]
-    two = all(found) and (found[0][0], found[1][0])
-    return two if two not in (False, (1., 0.), (1., -1.)) else None
+    two = (found[0][0], found[1][0]) if all(found) else (0., 0.)
+    return two if two[0] > two[1] and two not in ((1., 0.), (1., -1.)) else None
 
 class _SumOf(_Formula):
     "A gradient times a factor, entry by entry, or times one of two constants, as a mask says, summed over some axes."

@@ -171,12 +171,15 @@ class Reduction(Fault):
             elif name == 'sum_to_size': yield f'{before}.sum(){after}'
 
 class Mask(Fault):
-    "The mask of a `where` left out, or inverted; a sign, which is a mask too, of what is negative."
+    "A mask left out, or inverted: a comparison in a product, a `where`, a sign."
     EXAMPLES = [('torch.where(x > 0, g, 0.)', '(g)'), ('torch.where(x > 0, g, 0.)', 'torch.where(x > 0, 0., g)', 1),
-                ('g * x.sign()', 'g * (-x).sign()')]
+                ('g * x.sign()', 'g * (-x).sign()'), ('g*(x > 0)', 'g*1'), ('g*(x > 0)', 'g*(~(x > 0))', 1)]
     @classmethod
     def faults(cls, node):
         def joined(nodes): return ''.join(map(code, nodes))
+        if node.type == 'atom' and node.parent.type == 'term' and node.children[1].type == 'comparison':
+            yield '1'
+            yield f'(~{code(node)})'
         if node.type in ('atom_expr', 'power'):
             for i,o in enumerate(node.children):
                 if code(o) in ('.sign', '.sign_'): yield f'(-{joined(node.children[:i])}){joined(node.children[i:])}'
