@@ -29,11 +29,13 @@ def to_function(
 ): # A class: its `apply(*inputs)` is the output, and autograd goes back through it by the rule
     "The `torch.autograd.Function` of a rule. Its backward raises RuntimeError if a second derivative is asked for."
     def forward(ctx, *inputs):
+        "The output of the rule, which is kept for the backward together with `inputs`."
         out = rule.forward(*inputs)
         ctx.save_for_backward(out, *inputs)
         return out
 
     def backward(ctx, g):
+        "The gradients of those inputs that need one, from the gradient `g` of the output."
         if torch.is_grad_enabled():
             raise RuntimeError(f'{name}: create_graph=True asks for a second derivative, '
                                'and only the first was derived by hand')

@@ -16,7 +16,9 @@ def _walk(name, o):
 
 class found:
     "A property that an instance may replace: `self.params = [w]` is taken at its word."
-    def __init__(self, f): self.f = f
+    def __init__(self,
+        f, # The method that finds the value
+    ): self.f = f
     def __get__(self, o, cls=None): return self if o is None else self.f(o)
 
 # %% ../nbs/tools/parameters.ipynb #d51d02b8
