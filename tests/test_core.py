@@ -1,8 +1,7 @@
-"""Forward, backward, modules, checks and the `Function`s on inputs that no notebook would show: drawn at random, odd in layout, or wrong.
+"""Forward, backward, modules, checks and the `Function`s on inputs that no notebook would show: random, odd, or wrong.
 
-The reference is autograd in float64 on another way to write the same function, so that a fault in the forward pass is found too.
+The reference is autograd in float64 on another way to write the same function, which finds faults in the forward pass.
 """
-import re
 from itertools import groupby
 
 import numpy as np
@@ -25,20 +24,30 @@ from fb_pass.modules import Lin, Model, Module, Mse, Relu
 RTOL = 1e-10 # of the largest entry, in float64
 examples = settings(max_examples=60, deadline=None, print_blob=True)
 sizes, seeds = st.integers(1, 7), st.integers(0, 2**32 - 1)
-layouts = st.sampled_from(['plain', 'transposed', 'every other', 'expanded rows', 'expanded columns', 'backwards slice'])
+layouts = st.sampled_from(['plain', 'transposed', 'every other', 'expanded rows', 'expanded columns',
+                           'backwards slice'])
 
 def agree(got, want, name='gradient', rtol=RTOL, scale=None):
-    "Same shape and dtype, and as close as `rtol` to `want`, relative to its largest entry or to `scale`. Zero, as behind a dead ReLU, must be met exactly."
+    """Same shape and dtype, and as close as `rtol` to `want`, relative to its largest entry or to `scale`.
+
+    Zero, as behind a dead ReLU, must be met exactly."""
     assert got is not None, f'{name} is missing'
-    assert got.shape == want.shape and got.dtype == want.dtype, f'{name}: {got.shape} {got.dtype}, expected {want.shape} {want.dtype}'
+    found,expected = [(o.shape, o.dtype) for o in (got, want)]
+    assert found == expected, f'{name}: {found}, expected {expected}'
     assert got.isfinite().all(), f'{name} is not finite'
     if not got.numel(): return
     scale = want.abs().max() if scale is None else scale
     worst = (got - want).abs().max()
     assert worst <= rtol*scale, f'{name} is wrong by {worst/scale:.2g} of the largest entry'
 
+def agree_each(got, want):
+    "As close as a rounding in each entry by itself: for what nothing is added up in. Zero must be met exactly."
+    torch.testing.assert_close(got, want, rtol=1e-15, atol=0)
+
 class Draw:
-    "Random tensors from one seed, in the layouts that real code hands over. Continuous values: what is not zero by construction is not nearly zero."
+    """Random tensors from one seed, in the layouts that real code hands over.
+
+    Continuous values: what is not zero by construction is not nearly zero."""
     def __init__(self, seed, dtype=torch.float64): self.gen,self.dtype = torch.Generator().manual_seed(seed),dtype
     def __call__(self, *shape, layout='plain'):
         rand = lambda *s: torch.randn(s, generator=self.gen, dtype=self.dtype)
@@ -52,7 +61,7 @@ class Draw:
         return t
 
 def by_autograd(f, *ts):
-    "Output of `f(*ts)` and, by autograd, the gradients of the sum of `out*upstream`; the tensors are copied into plain layout first."
+    "Output of `f(*ts)` and, by autograd, the gradients of the sum of `out*upstream`, on copies in plain layout."
     leaves = [t.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for t in ts]
     out = f(*leaves)
     return out.detach(), lambda upstream: torch.autograd.grad(out, leaves, upstream)
@@ -83,10 +92,10 @@ def test_relu(seed, shape, x_layout, g_layout):
     x = draw(*shape, layout=x_layout)
     want,grads = by_autograd(F.relu, x)
     out = relu(x)
-    assert torch.equal(out, want)
+    agree_each(out, want)
     out.g = draw(*shape, layout=g_layout)
     relu_grad(x, out)
-    assert x.g.dtype == x.dtype and torch.equal(x.g, grads(out.g.clone())[0])
+    agree_each(x.g, grads(out.g.clone())[0])
 
 @examples
 @given(seeds, sizes, layouts, st.sampled_from(['plain', 'every other', 'backwards slice']))
@@ -104,12 +113,12 @@ def test_relu_at_the_kink_and_far_out(x):
     x = torch.tensor([x, 1.], dtype=torch.float64)
     out = relu(x); out.g = torch.tensor([3., 5.], dtype=torch.float64)
     relu_grad(x, out)
-    assert torch.equal(x.g, by_autograd(F.relu, x)[1](out.g)[0])
+    agree_each(x.g, by_autograd(F.relu, x)[1](out.g)[0])
 
 @examples
 @given(seeds, sizes, sizes, sizes)
 def test_float32_and_float16_keep_their_dtype(seed, n, n_in, n_out):
-    "The same numbers in float64 say how far off the short formats may be: some roundings of the sum of the absolute products."
+    "The same numbers in float64 say how far off a short format may be: some roundings of the sum of absolute products."
     draw = Draw(seed, torch.float32)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x,w,b,g = [o.to(dtype) for o in (draw(n, n_in), draw(n_in, n_out), draw(n_out), draw(n, n_out))]
@@ -117,11 +126,11 @@ def test_float32_and_float16_keep_their_dtype(seed, n, n_in, n_out):
         lin_grad(x, out, w, b)
         x64,w64,b64,g64 = [o.double() for o in (x, w, b, g)]
         want,grads = by_autograd(lin_ref, x64, w64, b64)
-        _,bounds = by_autograd(lin_ref, x64.abs(), w64.abs(), b64.abs())
+        bound,bounds = by_autograd(lin_ref, x64.abs(), w64.abs(), b64.abs())
         rtol = 20*torch.finfo(dtype).eps
         for k,t in dict(out=out, x=x.g, w=w.g, b=b.g).items(): assert t.dtype == dtype, k
-        assert ((out.double() - want).abs() <= rtol*lin_ref(x64.abs(), w64.abs(), b64.abs())).all()
-        for t,v,bound in zip((x, w, b), grads(g64), bounds(g64.abs())): assert ((t.g.double() - v).abs() <= rtol*bound).all()
+        for t,v,most in zip((out, x.g, w.g, b.g), (want, *grads(g64)), (bound, *bounds(g64.abs()))):
+            assert ((t.double() - v).abs() <= rtol*most).all()
         assert relu(x).dtype == dtype and mse(out[:,:1], g[:,0]).dtype == dtype
 
 @examples
@@ -213,7 +222,7 @@ def networks(draw, square=False):
     return (*widths[:-1], 1), acts, draw(sizes), draw(seeds), draw(layouts)
 
 def build(widths, acts, rand, shared=False):
-    "Layers of the given widths, each with so many ReLUs before it; with `shared`, layers of the same shape share their tensors."
+    "Layers of these widths, each with so many ReLUs before it; with `shared`, those of one shape share their tensors."
     layers,made = [],{}
     for i,(n_in,n_out) in enumerate(zip(widths, widths[1:])):
         key = (n_in, n_out) if shared else i
@@ -314,54 +323,57 @@ def test_a_module_of_ones_own():
 # bad input: an error that names the layer, the shapes and the remedy
 
 f32, f64 = torch.float32, torch.float64
-def z(*shape, dtype=f32): return torch.zeros(shape, dtype=dtype)
+def z(*shape): return torch.zeros(shape)
+def z64(*shape): return torch.zeros(shape, dtype=f64)
 
 bad_lin = {
-    'x has no rows axis':      (ValueError, (z(3), z(3, 2), z(2)),             [r'lin', r'\(3,\)', r'\(3, 2\)', r'\(n, n_in\)']),
-    'x has three axes':        (ValueError, (z(4, 5, 3), z(3, 2), z(2)),       [r'lin', r'\(4, 5, 3\)', r'\(n, n_in\)']),
-    'x and w do not meet':     (ValueError, (z(5, 4), z(3, 2), z(2)),          [r'lin', r'\(5, 4\)', r'\(3, 2\)', r'\(n_in, n_out\)']),
-    'w the wrong way around':  (ValueError, (z(5, 3), z(2, 3), z(2)),          [r'lin', r'\(2, 3\)', r'\(n_in, n_out\)']),
-    'w is a vector':           (ValueError, (z(5, 3), z(3), z(1)),             [r'lin', r'\(3,\)', r'\(n_in, n_out\)']),
-    'b would be broadcast':    (ValueError, (z(5, 3), z(3, 2), z(1)),          [r'lin', r'\(1,\)', r'\(n_out,\)']),
-    'b is a row':              (ValueError, (z(5, 3), z(3, 2), z(1, 2)),       [r'lin', r'\(1, 2\)', r'\(n_out,\)']),
-    'b is a column for each x':(ValueError, (z(2, 3), z(3, 2), z(2, 2)),       [r'lin', r'\(2, 2\)', r'\(n_out,\)']),
-    'b is a number':           (ValueError, (z(5, 3), z(3, 2), z()),           [r'lin', r'\(\)', r'\(n_out,\)']),
-    'x is bytes':              (TypeError,  (z(5, 3, dtype=torch.uint8), z(3, 2), z(2)), [r'lin', r'\bx\b', r'uint8', r'float']),
-    'w is integer':            (TypeError,  (z(5, 3), z(3, 2, dtype=torch.int64), z(2)), [r'lin', r'\bw\b', r'int64', r'float']),
-    'b is bool':               (TypeError,  (z(5, 3), z(3, 2), z(2, dtype=torch.bool)),  [r'lin', r'\bb\b', r'bool', r'float']),
-    'x is numpy':              (TypeError,  (np.zeros((5, 3)), z(3, 2), z(2)), [r'lin', r'\bx\b', r'ndarray', r'as_tensor']),
-    'x is a list':             (TypeError,  ([[0., 0., 0.]], z(3, 2), z(2)),   [r'lin', r'\bx\b', r'list', r'as_tensor']),
-    'b is a float':            (TypeError,  (z(5, 3), z(3, 2), 0.),            [r'lin', r'\bb\b', r'float', r'as_tensor']),
-    'x is float64':            (TypeError,  (z(5, 3, dtype=f64), z(3, 2), z(2)),[r'lin', r'float64', r'float32', r'one dtype']),
-    'b is float64':            (TypeError,  (z(5, 3), z(3, 2), z(2, dtype=f64)),[r'lin', r'float64', r'float32', r'one dtype']),
+    'x has no rows axis':       (ValueError, (z(3), z(3, 2), z(2)),       ['lin', '(3,)', '(3, 2)', '(n, n_in)']),
+    'x has three axes':         (ValueError, (z(4, 5, 3), z(3, 2), z(2)), ['lin', '(4, 5, 3)', '(n, n_in)']),
+    'x and w do not meet':      (ValueError, (z(5, 4), z(3, 2), z(2)),    ['lin', '(5, 4)', '(3, 2)', '(n_in, n_out)']),
+    'w the wrong way around':   (ValueError, (z(5, 3), z(2, 3), z(2)),    ['lin', '(2, 3)', '(n_in, n_out)']),
+    'w is a vector':            (ValueError, (z(5, 3), z(3), z(1)),       ['lin', '(3,)', '(n_in, n_out)']),
+    'b would be broadcast':     (ValueError, (z(5, 3), z(3, 2), z(1)),    ['lin', '(1,)', '(n_out,)']),
+    'b is a row':               (ValueError, (z(5, 3), z(3, 2), z(1, 2)), ['lin', '(1, 2)', '(n_out,)']),
+    'b is a column for each x': (ValueError, (z(2, 3), z(3, 2), z(2, 2)), ['lin', '(2, 2)', '(n_out,)']),
+    'b is a number':            (ValueError, (z(5, 3), z(3, 2), z()),     ['lin', '()', '(n_out,)']),
+    'x is bytes':               (TypeError,  (z(5, 3).byte(), z(3, 2), z(2)), ['lin: x ', 'uint8', 'float']),
+    'w is integer':             (TypeError,  (z(5, 3), z(3, 2).long(), z(2)), ['lin: w ', 'int64', 'float']),
+    'b is bool':                (TypeError,  (z(5, 3), z(3, 2), z(2).bool()), ['lin: b ', 'bool', 'float']),
+    'x is numpy':               (TypeError,  (np.zeros((5, 3)), z(3, 2), z(2)), ['lin: x ', 'ndarray', 'as_tensor']),
+    'x is a list':              (TypeError,  ([[0., 0., 0.]], z(3, 2), z(2)), ['lin: x ', 'list', 'as_tensor']),
+    'b is a float':             (TypeError,  (z(5, 3), z(3, 2), 0.),      ['lin: b ', 'float', 'as_tensor']),
+    'x is float64':             (TypeError,  (z64(5, 3), z(3, 2), z(2)),  ['lin', 'float64', 'float32', 'one dtype']),
+    'b is float64':             (TypeError,  (z(5, 3), z(3, 2), z64(2)),  ['lin', 'float64', 'float32', 'one dtype']),
 }
 bad_mse = {
-    'targ is a column':        (ValueError, (z(5, 1), z(5, 1)),                [r'mse', r'targ', r'\(5, 1\)', r'\(5,\)', r'targ\[:,0\]']),
-    'targ is a column of one': (ValueError, (z(1, 1), z(1, 1)),                [r'mse', r'targ', r'\(1, 1\)', r'\(1,\)']),
-    'targ is a row':           (ValueError, (z(5, 1), z(1, 5)),                [r'mse', r'targ', r'\(1, 5\)', r'\(5,\)']),
-    'targ is a number':        (ValueError, (z(5, 1), z()),                    [r'mse', r'targ', r'\(\)', r'\(5,\)']),
-    'targ is of length one':   (ValueError, (z(5, 1), z(1)),                   [r'mse', r'targ', r'\(1,\)', r'\(5,\)']),
-    'targ is too short':       (ValueError, (z(5, 1), z(4)),                   [r'mse', r'targ', r'\(4,\)', r'\(5,\)']),
-    'output is a vector':      (ValueError, (z(5), z(5)),                      [r'mse', r'output', r'\(5,\)', r'\(n, 1\)']),
-    'output has two columns':  (ValueError, (z(5, 2), z(5)),                   [r'mse', r'output', r'\(5, 2\)', r'\(n, 1\)']),
-    'output has three axes':   (ValueError, (z(5, 1, 1), z(5)),                [r'mse', r'output', r'\(5, 1, 1\)', r'\(n, 1\)']),
-    'targ are labels':         (TypeError,  (z(5, 1), z(5, dtype=torch.int64)),[r'mse', r'targ', r'int64', r'float\(\)']),
-    'output is integer':       (TypeError,  (z(5, 1, dtype=torch.int32), z(5)),[r'mse', r'int32', r'float\(\)']),
-    'targ is numpy':           (TypeError,  (z(5, 1), np.zeros(5)),            [r'mse', r'targ', r'ndarray', r'as_tensor']),
-    'targ is float64':         (TypeError,  (z(5, 1), z(5, dtype=f64)),        [r'mse', r'float64', r'float32', r'one dtype']),
+    'targ is a column':        (ValueError, (z(5, 1), z(5, 1)),     ['mse', 'targ', '(5, 1)', '(5,)', 'targ[:,0]']),
+    'targ is a column of one': (ValueError, (z(1, 1), z(1, 1)),     ['mse', 'targ', '(1, 1)', '(1,)']),
+    'targ is a row':           (ValueError, (z(5, 1), z(1, 5)),     ['mse', 'targ', '(1, 5)', '(5,)']),
+    'targ is a number':        (ValueError, (z(5, 1), z()),         ['mse', 'targ', '()', '(5,)']),
+    'targ is of length one':   (ValueError, (z(5, 1), z(1)),        ['mse', 'targ', '(1,)', '(5,)']),
+    'targ is too short':       (ValueError, (z(5, 1), z(4)),        ['mse', 'targ', '(4,)', '(5,)']),
+    'output is a vector':      (ValueError, (z(5), z(5)),           ['mse', 'output', '(5,)', '(n, 1)']),
+    'output has two columns':  (ValueError, (z(5, 2), z(5)),        ['mse', 'output', '(5, 2)', '(n, 1)']),
+    'output has three axes':   (ValueError, (z(5, 1, 1), z(5)),     ['mse', 'output', '(5, 1, 1)', '(n, 1)']),
+    'targ are labels':         (TypeError,  (z(5, 1), z(5).long()), ['mse', 'targ', 'int64', 'float()']),
+    'output is integer':       (TypeError,  (z(5, 1).int(), z(5)),  ['mse', 'int32', 'float()']),
+    'targ is numpy':           (TypeError,  (z(5, 1), np.zeros(5)), ['mse', 'targ', 'ndarray', 'as_tensor']),
+    'targ is float64':         (TypeError,  (z(5, 1), z64(5)),      ['mse', 'float64', 'float32', 'one dtype']),
 }
 bad_relu = {
-    'integer': (TypeError, (z(5, dtype=torch.int64),), [r'relu', r'int64', r'float\(\)']),
-    'bool':    (TypeError, (z(5, dtype=torch.bool),),  [r'relu', r'bool', r'float\(\)']),
-    'numpy':   (TypeError, (np.zeros(5),),             [r'relu', r'ndarray', r'as_tensor']),
-    'None':    (TypeError, (None,),                    [r'relu', r'NoneType']),
+    'integer': (TypeError,  (z(5).long(),),               ['relu', 'int64', 'float()']),
+    'bool':    (TypeError,  (z(5).bool(),), ['relu', 'bool', 'float()']),
+    'numpy':   (TypeError,  (np.zeros(5),),            ['relu', 'ndarray', 'as_tensor']),
+    'None':    (TypeError,  (None,),                   ['relu', 'NoneType']),
 }
 
 def refuses(error, parts, f, *args):
-    "`f(*args)` raises exactly `error`, and its message has all of `parts`."
+    "`f(*args)` raises exactly `error`, and its message, which is returned, has all of `parts`."
     with pytest.raises(error) as info: f(*args)
+    message = str(info.value)
     assert type(info.value) is error
-    for p in parts: assert re.search(p, str(info.value)), f'{p!r} is not in {str(info.value)!r}'
+    for p in parts: assert p in message, f'{p!r} is not in {message!r}'
+    return message
 
 def cases(table): return pytest.mark.parametrize('error,args,parts', table.values(), ids=table)
 
@@ -389,28 +401,32 @@ def test_backward_of_lin_refuses(error, args, parts):
 
 def test_backward_needs_what_arrives():
     x,w,b = z(5, 3),z(3, 2),z(2)
-    refuses(RuntimeError, ['lin', r'\(5, 2\)', 'no gradient', 'first'], lin_grad, x, lin(x, w, b), w, b)
-    refuses(RuntimeError, ['relu', r'\(5, 3\)', 'no gradient', 'first'], relu_grad, x, relu(x))
+    refuses(RuntimeError, ['lin', '(5, 2)', 'no gradient', 'first'], lin_grad, x, lin(x, w, b), w, b)
+    refuses(RuntimeError, ['relu', '(5, 3)', 'no gradient', 'first'], relu_grad, x, relu(x))
 
 @pytest.mark.parametrize('shape', [(5, 1), (1, 2), (4, 2), (2,), (), (5, 2, 1)])
 def test_what_arrives_must_fit(shape):
     "A gradient that would be broadcast is refused, and nothing is stored."
     x,w,b = torch.ones(5, 3),torch.ones(3, 2),torch.ones(2)
     out = lin(x, w, b); out.g = z(*shape)
-    refuses(ValueError, ['lin', re.escape(str(shape)), r'\(5, 2\)'], lin_grad, x, out, w, b)
+    refuses(ValueError, ['lin', str(shape), '(5, 2)'], lin_grad, x, out, w, b)
     y = torch.ones(5, 2); out = relu(y); out.g = z(*shape)
-    refuses(ValueError, ['relu', re.escape(str(shape)), r'\(5, 2\)'], relu_grad, y, out)
+    refuses(ValueError, ['relu', str(shape), '(5, 2)'], relu_grad, y, out)
     other = z(*shape); other.g = z(5, 2) # the output of something else
-    refuses(ValueError, ['lin', re.escape(str(shape))], lin_grad, x, other, w, b)
+    refuses(ValueError, ['lin', str(shape)], lin_grad, x, other, w, b)
     assert all(getattr(t, 'g', None) is None for t in (x, w, b, y))
 
-@pytest.mark.parametrize('module', [Relu(), Lin(z(3, 2), z(2)), Mse(), Model(z(3, 2), z(2), z(2, 1), z(1)), Model.from_layers([Relu()], Mse())], ids=repr)
+def two_layers(): return Model(z(3, 2), z(2), z(2, 1), z(1))
+
+modules = Relu(), Lin(z(3, 2), z(2)), Mse(), two_layers(), Model.from_layers([Relu()], Mse())
+
+@pytest.mark.parametrize('module', modules, ids=repr)
 def test_backward_before_forward(module):
     refuses(RuntimeError, [type(module).__name__, 'backward before forward', 'first'], module.backward)
 
 def test_backward_after_a_forward_that_failed():
     "What an earlier, good call has left must not pass for the gradient of the bad one."
-    model = Model(z(3, 2), z(2), z(2, 1), z(1))
+    model = two_layers()
     model(z(5, 3), z(5)); model.backward()
     for args in ((z(5, 4), z(5)), (z(5, 3), z(5, 1))):
         with pytest.raises(ValueError): model(*args)
@@ -428,23 +444,23 @@ def test_zero_grad_forgets_all_of_the_last_call():
         layer.zero_grad()
         assert all(t.g is None for t in ts)
 
-@cases({'wrong width':     (ValueError, (z(5, 4), z(5)),                      [r'Lin', r'\(5, 4\)', r'\(3, 2\)', r'\(n, n_in\)']),
-        'one example, flat':(ValueError,(z(3), z(1)),                         [r'Lin', r'\(3,\)', r'\(n, n_in\)']),
-        'bytes':           (TypeError,  (z(5, 3, dtype=torch.uint8), z(5)),   [r'Lin', r'uint8', r'float\(\)']),
-        'numpy':           (TypeError,  (np.zeros((5, 3), 'float32'), z(5)),  [r'Lin', r'ndarray', r'as_tensor']),
-        'float64':         (TypeError,  (z(5, 3, dtype=f64), z(5)),           [r'Lin', r'float64', r'float32', r'one dtype']),
-        'column of targets':(ValueError,(z(5, 3), z(5, 1)),                   [r'Mse', r'\(5, 1\)', r'\(5,\)', r'targ\[:,0\]']),
-        'labels':          (TypeError,  (z(5, 3), z(5, dtype=torch.int64)),   [r'Mse', r'int64', r'float\(\)']),
-        'numpy targets':   (TypeError,  (z(5, 3), np.zeros(5, 'float32')),    [r'Mse', r'ndarray', r'as_tensor']),
-        'no rows':         (ValueError, (z(0, 3), z(0)),                      [r'Mse', r'empty'])})
-def test_model_names_the_layer(error, args, parts): refuses(error, parts, Model(z(3, 2), z(2), z(2, 1), z(1)), *args)
+@cases({'wrong width':       (ValueError, (z(5, 4), z(5)),        ['Lin', '(5, 4)', '(3, 2)', '(n, n_in)']),
+        'one example, flat': (ValueError, (z(3), z(1)),           ['Lin', '(3,)', '(n, n_in)']),
+        'bytes':             (TypeError,  (z(5, 3).byte(), z(5)), ['Lin', 'uint8', 'float()']),
+        'numpy':             (TypeError,  (np.zeros((5, 3), 'float32'), z(5)), ['Lin', 'ndarray', 'as_tensor']),
+        'float64':           (TypeError,  (z64(5, 3), z(5)),      ['Lin', 'float64', 'float32', 'one dtype']),
+        'column of targets': (ValueError, (z(5, 3), z(5, 1)),     ['Mse', '(5, 1)', '(5,)', 'targ[:,0]']),
+        'labels':            (TypeError,  (z(5, 3), z(5).long()), ['Mse', 'int64', 'float()']),
+        'numpy targets':     (TypeError,  (z(5, 3), np.zeros(5, 'float32')), ['Mse', 'ndarray', 'as_tensor']),
+        'no rows':           (ValueError, (z(0, 3), z(0)),        ['Mse', 'empty'])})
+def test_model_names_the_layer(error, args, parts): refuses(error, parts, two_layers(), *args)
 
 def test_model_of_what_is_no_module():
-    for layers in ([Relu], [Lin(z(3, 1), z(1)), F.relu]): refuses(TypeError, ['Module', 'instance'], Model.from_layers, layers, Mse())
-    refuses(TypeError, ['Module'], Model.from_layers, [Relu()], Mse)
-    refuses(ValueError, ['layer'], Model.from_layers, [], Mse())
-    act = Relu()
-    refuses(ValueError, ['twice'], Model.from_layers, [act, Lin(z(3, 3), z(3)), act], Mse())
+    make,act = Model.from_layers,Relu()
+    for wrong in ([Relu], [Lin(z(3, 1), z(1)), F.relu]): refuses(TypeError, ['Module', 'instance'], make, wrong, Mse())
+    refuses(TypeError, ['Module'], make, [Relu()], Mse)
+    refuses(ValueError, ['layer'], make, [], Mse())
+    refuses(ValueError, ['twice'], make, [act, Lin(z(3, 3), z(3)), act], Mse())
 
 def test_module_is_abstract():
     class NoBackward(Module):
@@ -460,10 +476,10 @@ ref = torch.tensor([[1., -2.], [3., 4.]], dtype=f64)
 bad_grads = {
     'no gradient':        (None, ref, ['missing']),
     'no reference':       (ref, None, ['reference', 'None']),
-    'a row of it':        (ref[0], ref, [r'shape \(2,\)', r'\(2, 2\)']),
-    'would be broadcast': (ref[:1], ref, [r'shape \(1, 2\)', r'\(2, 2\)']),
-    'another view':       (ref.reshape(1, 4), ref, [r'\(1, 4\)']),
-    'a number':           (torch.tensor(1., dtype=f64), ref, [r'shape \(\)']),
+    'a row of it':        (ref[0], ref, ['shape (2,)', '(2, 2)']),
+    'would be broadcast': (ref[:1], ref, ['shape (1, 2)', '(2, 2)']),
+    'another view':       (ref.reshape(1, 4), ref, ['(1, 4)']),
+    'a number':           (torch.tensor(1., dtype=f64), ref, ['shape ()']),
     'float32':            (ref.float(), ref, ['float32', 'float64']),
     'integers':           (ref.long(), ref.long(), ['int64', 'floating']),
     'integer gradient':   (ref.long(), ref, ['int64', 'float64']),
@@ -475,7 +491,7 @@ bad_grads = {
     'infinite reference': (ref, ref.where(ref < 4, torch.inf), ['reference', 'non-finite']),
     'NaN in both':        (ref.where(ref < 4, torch.nan), ref.where(ref < 4, torch.nan), ['reference', 'non-finite']),
     'zeros for it':       (torch.zeros_like(ref), ref, ['wrong in 4 of 4']),
-    'sign':               (-ref, ref, ['wrong in 4 of 4', r'\[1, 1\]', 'got -4', 'expected 4']),
+    'sign':               (-ref, ref, ['wrong in 4 of 4', '[1, 1]', 'got -4', 'expected 4']),
     'transposed':         (ref.t(), ref, ['wrong in 2 of 4', 'got', 'expected']),
 }
 
@@ -485,13 +501,14 @@ def test_check_grad_refuses(got, want, parts):
 
 def test_check_grad_says_where_and_by_how_much():
     got = ref.clone(); got[1,0] = 3.5
-    refuses(AssertionError, [r'w1\.g', '1 of 4', r'\[1, 0\]', r'got 3\.5', 'expected 3', r'0\.12'], lambda: check_grad(got, ref, name='w1.g'))
-    refuses(AssertionError, [r'\[\]', 'got 2', 'expected 1'], lambda: check_grad(torch.tensor(2.), torch.tensor(1.)))
+    parts = 'w1.g', '1 of 4', '[1, 0]', 'got 3.5', 'expected 3', '0.12'
+    refuses(AssertionError, parts, lambda: check_grad(got, ref, name='w1.g'))
+    refuses(AssertionError, ['[]', 'got 2', 'expected 1'], lambda: check_grad(torch.tensor(2.), torch.tensor(1.)))
 
 @examples
 @given(seeds, st.lists(st.integers(1, 5), max_size=3), st.sampled_from([f32, f64]), st.integers(-30, 30), st.data())
 def test_check_grad_is_relative(seed, shape, dtype, power, data):
-    "Whatever the size of the numbers, half the tolerance passes and twice the tolerance does not, in each entry and in both directions."
+    "Whatever the size of the numbers: half the tolerance passes and twice does not, in each entry, in both directions."
     rand = Draw(seed)
     want = (rand(*shape)*10.**power).to(dtype)
     rtol = default_rtol(dtype)
@@ -501,7 +518,7 @@ def test_check_grad_is_relative(seed, shape, dtype, power, data):
     for k,passes in ((.5, True), (2, False)):
         got = want.clone(); got[i] += sign*k*rtol*want.abs().max()
         if passes: check_grad(got, want)
-        else: refuses(AssertionError, [re.escape(str(list(i))), 'wrong in 1 of'], check_grad, got, want)
+        else: refuses(AssertionError, [str([*i]), 'wrong in 1 of'], check_grad, got, want)
 
 def test_check_grad_takes_arrays_and_parameters():
     check_grad(np.array([1., 2.]), torch.tensor([1., 2.], dtype=f64))
@@ -514,10 +531,12 @@ def test_check_grad_takes_arrays_and_parameters():
 def test_default_rtol(dtype): assert torch.finfo(dtype).eps < default_rtol(dtype) < .05
 
 @pytest.mark.parametrize('a', [[1., 2e-3], 2e-3, -2e-3, [float('nan'), 0.], float('inf'), torch.zeros(0), []])
-def test_near_zero_refuses(a): refuses(AssertionError, ['zero|empty'], assert_near_zero, a)
+def test_near_zero_refuses(a):
+    message = refuses(AssertionError, [], assert_near_zero, a)
+    assert 'zero' in message or 'empty' in message
 
 def test_near_zero_passes():
-    for a in (0, 0., [9.9e-4, -9e-4], np.full(3, 1e-4), torch.zeros(2, 2), torch.zeros(3, dtype=torch.int64)): assert_near_zero(a)
+    for a in (0, 0., [9.9e-4, -9e-4], np.full(3, 1e-4), z(2, 2), z(3).long()): assert_near_zero(a)
     assert_near_zero(.5, tol=1)
     refuses(AssertionError, ['0.5', '0.1'], lambda: assert_near_zero(.5, tol=.1))
 
@@ -549,10 +568,11 @@ def test_add_grad(seed, shape, other):
     rand = Draw(seed)
     t,a,b = rand(*shape),rand(*shape),rand(*shape)
     add_grad(t, a); assert torch.equal(t.g, a)
-    add_grad(t, b); assert torch.equal(t.g, a + b)
+    add_grad(t, b); agree(t.g, a + b)
+    before = t.g.clone()
     if shape != other:
-        refuses(ValueError, [re.escape(str(tuple(shape))), re.escape(str(tuple(other)))], add_grad, t, rand(*other))
-        assert torch.equal(t.g, a + b)
+        refuses(ValueError, [str((*shape,)), str((*other,))], add_grad, t, rand(*other))
+        assert torch.equal(t.g, before)
     refuses(ValueError, ['float32', 'float64'], add_grad, t, a.float())
     clear_grads(t, a); assert t.g is None and a.g is None
 
@@ -575,7 +595,7 @@ def test_peak_memory_sees_the_backward_of_autograd():
 def test_compare_times():
     calls = []
     times = compare_times({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, rounds=3)
-    assert set(times) == {'a', 'b'} and all(t > 0 for t in times.values())
+    assert set(times) == {'a', 'b'} and all(t >= 0 for t in times.values()) # a coarse clock may see nothing pass
     assert calls.count('a') == calls.count('b') >= 4
     turns = [k for k,_ in groupby(calls)]
     assert turns.count('a') >= 3 and turns.count('b') >= 3
@@ -642,7 +662,7 @@ def test_mlp_is_our_model(net):
     (-7*mlp(x, targ)).backward()
     model(x, targ); model.backward()
     for p,t in zip(mlp.params, params): agree(p.grad, -7*t.g)
-    assert torch.equal(mlp.predict(x), model.preds)
+    agree(mlp.predict(x).detach(), model.preds, 'preds')
     torch.optim.SGD(mlp.parameters(), lr=1.).step()
     assert all(torch.equal(p, b) for p,b in zip(params, before)) # the tensors given are not trained
     assert not hasattr(mlp.params[0], 'g')
@@ -657,11 +677,13 @@ def test_function_with_a_tensor_used_twice():
                         torch.autograd.grad(f(lin_ref, F.relu), (w, b), upstream)): agree(got, want)
     assert w.g == 'mine'
 
-@pytest.mark.parametrize('f,shapes', [(LinFunction, [(2, 3), (3, 2), (2,)]), (ReluFunction, [(2, 3)]), (MseFunction, [(2, 1), (2,)])])
+@pytest.mark.parametrize('f,shapes', [(LinFunction, [(2, 3), (3, 2), (2,)]), (ReluFunction, [(2, 3)]),
+                                      (MseFunction, [(2, 1), (2,)])])
 def test_second_derivative_is_refused(f, shapes):
     rand = Draw(0)
     leaves = [rand(*s).requires_grad_() for s in shapes]
-    refuses(RuntimeError, [f.__name__, 'second derivative'], lambda: torch.autograd.grad(f.apply(*leaves).sum(), leaves, create_graph=True))
+    def twice(): torch.autograd.grad(f.apply(*leaves).sum(), leaves, create_graph=True)
+    refuses(RuntimeError, [f.__name__, 'second derivative'], twice)
 
 @examples
 @given(seeds, sizes, sizes, sizes, st.sampled_from([f32, f64]), layouts)
@@ -677,10 +699,10 @@ def test_to_linear(seed, n, n_in, n_out, dtype, layout):
 
 def test_autograd_refuses():
     for w,b in ((z(3), z()), (z(3, 2, 4), z(2, 4)), (z(3, 2), z(3)), (z(3, 2), z(2, 1)), (z(3, 2), z(1))):
-        refuses(ValueError, ['to_linear', r'\(n_in, n_out\)', re.escape(str(tuple(b.shape)))], to_linear, w, b)
+        refuses(ValueError, ['to_linear', '(n_in, n_out)', str((*b.shape,))], to_linear, w, b)
     refuses(ValueError, ['Mlp', '3 tensors', 'w1, b1'], Mlp, z(3, 2), z(2), z(2, 1))
     refuses(ValueError, ['Mlp', '0 tensors'], Mlp)
-    refuses(ValueError, ['mse', r'targ\[:,0\]'], Mlp(z(3, 1), z(1)), z(2, 3), z(2, 1))
+    refuses(ValueError, ['mse', 'targ[:,0]'], Mlp(z(3, 1), z(1)), z(2, 3), z(2, 1))
 
 def test_fastcore_agrees_that_it_is_relative():
     "The comparison at the heart of `check_grad`, in the words of its docstring."
