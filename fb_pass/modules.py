@@ -36,8 +36,13 @@ class Module(Parts, ABC):
 
     def zero_grad(self):
         "Forget the gradients of the last call: of what went in and out, of the parameters, and of all that is inside."
-        clear_grads(*[t for t in (*(self.args or ()), self.out, *self.params) if isinstance(t, torch.Tensor)])
-        for c in self.children: c.zero_grad()
+        seen = [t for m in self.modules() for t in (*(m.args or ()), m.out)]
+        clear_grads(*self.params, *[t for t in seen if isinstance(t, torch.Tensor)])
+
+    def modules(self):
+        "This module and all that are inside."
+        yield self
+        for c in self.children: yield from c.modules()
 
     def __repr__(self): return f"{type(self).__name__}({', '.join(map(repr, self.children))})"
 

@@ -11,8 +11,8 @@ import torch
 # %% ../nbs/tools/parameters.ipynb #58f9e56e
 def _walk(name, o):
     if isinstance(o, (torch.Tensor, Parts)): yield name, o
-    items = o.items() if isinstance(o, dict) else enumerate(o) if isinstance(o, (list, tuple)) else ()
-    for k,v in items: yield from _walk(f'{name}.{k}', v)
+    elif isinstance(o, (dict, list, tuple)):
+        for k,v in o.items() if isinstance(o, dict) else enumerate(o): yield from _walk(f'{name}.{k}', v)
 
 class found:
     "A property that an instance may replace: `self.params = [w]` is taken at its word."
@@ -28,14 +28,18 @@ class Parts:
 
     def parts(self):
         "Tensors and objects of this kind in the attributes: pairs such as ('w', a tensor) or ('layers.0', a layer)."
-        pairs = [o for k,v in vars(self).items() if k not in ('args', 'out', 'params') for o in _walk(k, v)]
-        return [(k, o) for k,o in pairs if k not in self.results]
+        skip = {'args', 'out', 'params', *self.results}
+        return [o for k,v in vars(self).items() if k not in skip for o in _walk(k, v)]
 
     def run(self, f, *args):
-        "Call `f(*args)`, and note what it leaves in the attributes."
-        before = dict(self.parts())
+        "Call `f(*args)`, and note the attributes that it sets, and the lists there that it makes longer."
+        def look(): return {k: (v, len(v) if isinstance(v, list) else 0) for k,v in vars(self).items()}
+        before,nothing = look(),(None, 0)
         try: return f(*args)
-        finally: self.results = self.results.union(k for k,o in self.parts() if before.get(k) is not o)
+        finally:
+            now = {k: (o, before.get(k, nothing)) for k,o in look().items()}
+            new = [k for k,(o,old) in now.items() if o[0] is not old[0] or o[1] != old[1]]
+            if new: self.results = self.results.union(new)
 
     @found
     def children(self): return tuple({id(o): o for _,o in self.parts() if isinstance(o, Parts)}.values())
