@@ -40,7 +40,7 @@ def to_function(
             raise RuntimeError(f'{name}: create_graph=True asks for a second derivative, '
                                'and only the first was derived by hand')
         grads = rule.grads(g, *ctx.saved_tensors)
-        return tuple(g if need else None for g,need in zip(grads, ctx.needs_input_grad, strict=True))
+        return tuple(g if need else None for g,need in zip(grads, ctx.needs_input_grad))
 
     return type(name, (torch.autograd.Function,), dict(
         __doc__=f'`{rule.name}` for autograd, which calls our backward.', __module__=__name__, rule=rule,

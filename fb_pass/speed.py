@@ -116,16 +116,15 @@ def _by_autograd(layer, args, g):
 def _entry(layer, rounds):
     "What a layer that was called and has had its backward costs."
     args,out = layer.args,layer.out
-    tensors = {t.data_ptr(): t for t in (*args, out)}.values() # a layer may return what it was given
-    def forward(): return layer.forward(*args)
-    def backward():
+    def forth(): return layer.forward(*args)
+    def back():
         clear_grads(*args, *layer.params)
         layer.bwd(out, *args)
     recorded,through_record = _by_autograd(layer, args, getattr(out, 'g', None))
     def often(f): return lambda: [f() for _ in range(10)]
-    fns = dict(enumerate(map(often, (forward, backward, recorded, through_record))))
+    fns = dict(enumerate(map(often, (forth, back, recorded, through_record))))
     times = [o/10 for o in compare_times(fns, rounds).values()]
-    return Entry(repr(layer), work(forward), work(backward), sum(t.numel()*t.element_size() for t in tensors),
+    return Entry(repr(layer), work(forth), work(back), sum(t.numel()*t.element_size() for t in (*args, out)),
                  tuple(times[:2]), tuple(times[2:]))
 
 # %% ../nbs/16_speed.ipynb #b170ab63

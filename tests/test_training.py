@@ -519,3 +519,11 @@ def test_the_two_ways_that_are_compared_start_and_end_alike(digits, root):
     ours, theirs = tool.by_hand(model, data, 3, 3), tool.by_torch(net, data, 3, 3)
     assert theirs > .5 and apart(model, net) < 1e-8
     assert math.isclose(ours, theirs, rel_tol=.005) # a rounding may decide one picture of 500
+
+def test_betas_may_be_set_anew_before_a_step():
+    p, q = (torch.ones(3, dtype=torch.float64) for _ in range(2))
+    one, other = AdamW([p], .1), AdamW([q], .1)
+    for opt,t in ((one, p), (other, q)): t.g = torch.tensor([1., -2., 3.], dtype=torch.float64); opt.step()
+    p.g, q.g, other.betas = -p.g, -q.g, (.5, .6)
+    one.step(); other.step()
+    assert (p - q).abs().min() > 1e-3
