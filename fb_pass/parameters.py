@@ -33,12 +33,11 @@ class Parts:
 
     def run(self, f, *args):
         "Call `f(*args)`, and note the attributes that it sets, and the lists there that it makes longer."
-        def look(): return {k: (v, len(v) if isinstance(v, list) else 0) for k,v in vars(self).items()}
-        before,nothing = look(),(None, 0)
+        before = dict(vars(self))
+        lengths = {k: len(v) for k,v in before.items() if isinstance(v, list)}
         try: return f(*args)
         finally:
-            now = {k: (o, before.get(k, nothing)) for k,o in look().items()}
-            new = [k for k,(o,old) in now.items() if o[0] is not old[0] or o[1] != old[1]]
+            new = [k for k,v in vars(self).items() if v is not before.get(k) or k in lengths and len(v) != lengths[k]]
             if new: self.results = self.results.union(new)
 
     @found

@@ -173,9 +173,9 @@ class SGD(Optimizer):
         self.velocities = [torch.zeros_like(p) for p in self.params]
 
     def update(self, i, p):
-        g = p.g + self.weight_decay*p
-        self.velocities[i] = self.momentum*self.velocities[i] + g
-        p -= self.lr*self.velocities[i]
+        g = p.g + self.weight_decay*p if self.weight_decay else p.g
+        if self.momentum: g = self.velocities[i] = self.momentum*self.velocities[i] + g
+        p -= self.lr*g
 
 # %% ../nbs/09_training.ipynb #6bba4481
 class AdamW(Optimizer):
