@@ -20,7 +20,7 @@ class Module(Parts, ABC):
 
     def __call__(self, *args):
         self.args = self.out = None # a call that fails leaves nothing behind
-        out = self.run(self.forward, *args)
+        out = self._noting(self.forward, *args)
         self.args,self.out = args,out
         return out
 
@@ -32,17 +32,17 @@ class Module(Parts, ABC):
     def backward(self):
         "The backward pass of the last call. Raises RuntimeError if there was none."
         if self.args is None: raise RuntimeError(f'{self!r}: backward before forward: call it on a batch first')
-        self.run(self.bwd, self.out, *self.args)
+        self._noting(self.bwd, self.out, *self.args)
 
     def zero_grad(self):
         "Forget the gradients of the last call: of what went in and out, of the parameters, and of all that is inside."
-        seen = [t for m in self.modules() for t in (*(m.args or ()), m.out)]
+        seen = [t for m in self._modules() for t in (*(m.args or ()), m.out)]
         clear_grads(*self.params, *[t for t in seen if isinstance(t, torch.Tensor)])
 
-    def modules(self):
+    def _modules(self):
         "This module and all that are inside."
         yield self
-        for c in self.children: yield from c.modules()
+        for c in self.children: yield from c._modules()
 
     def __repr__(self): return f"{type(self).__name__}({', '.join(map(repr, self.children))})"
 

@@ -24,34 +24,34 @@ class found:
 # %% ../nbs/tools/parameters.ipynb #d51d02b8
 class Parts:
     "An object that keeps parameters, and others of its kind, in its attributes."
-    results = frozenset() # names of what calls have left in attributes
+    _results = frozenset() # names of what calls have left in attributes
 
-    def parts(self):
+    def _parts(self):
         "Tensors and objects of this kind in the attributes: pairs such as ('w', a tensor) or ('layers.0', a layer)."
-        skip = {'args', 'out', 'params', *self.results}
+        skip = {'args', 'out', 'params', *self._results}
         return [o for k,v in vars(self).items() if k not in skip for o in _walk(k, v)]
 
-    def run(self, f, *args):
+    def _noting(self, f, *args):
         "Call `f(*args)`, and note the attributes that it sets, and the lists there that it makes longer."
         before = dict(vars(self))
         lengths = {k: len(v) for k,v in before.items() if isinstance(v, list)}
         try: return f(*args)
         finally:
             new = [k for k,v in vars(self).items() if v is not before.get(k) or k in lengths and len(v) != lengths[k]]
-            if new: self.results = self.results.union(new)
+            if new: self._results = self._results.union(new)
 
     @found
-    def children(self): return tuple({id(o): o for _,o in self.parts() if isinstance(o, Parts)}.values())
+    def children(self): return tuple({id(o): o for _,o in self._parts() if isinstance(o, Parts)}.values())
 
     @found
     def params(self):
-        tensors = [t for _,o in self.parts() for t in (o.params if isinstance(o, Parts) else [o])]
+        tensors = [t for _,o in self._parts() for t in (o.params if isinstance(o, Parts) else [o])]
         return tuple({id(t): t for t in tensors if t.is_floating_point()}.values())
 
     def named_params(self):
         "The parameters with their names, as in layers.0.w; a tensor that stands in two places has two names."
         own,pairs = {id(p): f'params.{i}' for i,p in enumerate(self.params)},[]
-        for k,o in self.parts():
+        for k,o in self._parts():
             pairs += [(f'{k}.{name}', p) for name,p in o.named_params()] if isinstance(o, Parts) else [(k, o)]
         nameless = own.keys() - {id(p) for _,p in pairs}
         return [(k, p) for k,p in pairs if id(p) in own] + [(own[id(p)], p) for p in self.params if id(p) in nameless]

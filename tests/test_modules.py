@@ -176,3 +176,12 @@ def test_a_layer_of_ours_may_be_given_more_to_remember():
         layer(rand(3, 5)).g = rand(3, 4)
         layer.backward()
         assert [k for k,_ in layer.named_params()] == ['w', 'b']
+
+def test_attributes_of_ones_own_do_not_get_in_the_way():
+    class Busy(Lin):
+        def __init__(self, w, b):
+            super().__init__(w, b)
+            self.parts,self.run,self.results,self.modules,self.loss = [1], 'fast', [], None, 'none'
+    net = Model.from_layers([Busy(rand(5, 4), rand(4)), Lin(rand(4, 3), rand(3))], CrossEntropy())
+    net(*batch()); net.backward()
+    assert len(net.params) == 4 and all(p.g is not None for p in net.params)
