@@ -95,7 +95,7 @@ def seen_from(stem, path):
 def test_quarto_is_taken_where_there_is_one(tmp_path):
     "By way of nbdev_docs, and README.md stays what it is. Quarto is played by smalldocs."
     left_out = shutil.ignore_patterns('__pycache__', 'nbdev.yml')
-    for o in ('nbs', 'fb_pass', 'images', 'tools'): shutil.copytree(root/o, tmp_path/o, ignore=left_out)
+    for o in ('nbs', 'fb_pass', 'images', 'tools', 'exercises'): shutil.copytree(root/o, tmp_path/o, ignore=left_out)
     for o in ('settings.ini', 'setup.py', 'README.md'): shutil.copy(root/o, tmp_path)
     os.utime(tmp_path/'README.md', (0, 0))
     quarto, asked = tmp_path/'bin'/'quarto', tmp_path/'asked'

@@ -99,7 +99,8 @@ class from_site(Processor):
         text, call, name, anchor = m.groups()
         said = f"`{text}{call or ''}`"
         if text.split('.')[-1][0] == '_' or anchor[0] == '_': return said # what is not public has no entry
-        return f"[{said}]({posixpath.relpath(self.stems[name], self.folder or '.')}.ipynb#ref-{text[-len(anchor):]})"
+        entry = text[-len(anchor):].split('.')[0] # a method stands with its class
+        return f"[{said}]({posixpath.relpath(self.stems[name], self.folder or '.')}.ipynb#ref-{entry})"
     def cell(self, cell):
         if cell.cell_type == 'markdown': cell.source = self.fix(cell.source)
         for data in (o.get('data', {}) for o in cell.get('outputs', ())):
