@@ -23,8 +23,7 @@ def _check(who, name, a, dtype=None, shape=None):
 # %% ../nbs/08_closures.ipynb #6c052f80
 class Parameter:
     "An array to be learned, and the sum of the gradients of the loss with respect to it."
-    def __init__(self,
-        tensor: np.ndarray): # Values, any shape, floating point; kept, not copied, and never written to
+    def __init__(self, tensor: np.ndarray): # Values, any shape, floating point; kept, not copied, and never written to
         self.tensor = _check('Parameter', 'tensor', tensor)
         self.clear()
     def add(self, g):
@@ -73,11 +72,10 @@ class Sigmoid(Layer):
 # %% ../nbs/08_closures.ipynb #18d447e4
 class Linear(Layer):
     "Each output is a weighted sum of the inputs plus a bias: (n, inputs) in, (n, outputs) out."
-    def __init__(self,
-        inputs: int, # Numbers that go in for each example
-        outputs: int, # Numbers that come out
-        rng=None, # Source of the weights: a numpy Generator, or the seed of a new one; by default other ones each time
-        dtype=np.float64): # Floating-point dtype of weights and bias
+    def __init__(self, inputs: int, # Numbers that go in for each example
+                 outputs: int, # Numbers that come out
+                 rng=None, # Source of the weights: a numpy Generator, or the seed of a new one; new ones by default
+                 dtype=np.float64): # Floating-point dtype of weights and bias
         if min(inputs, outputs) < 1: raise ValueError(f'Linear: inputs={inputs} and outputs={outputs} must be positive')
         weights = np.random.default_rng(rng).standard_normal((inputs, outputs)) * np.sqrt(1/inputs)
         self.weights,self.bias = map(self.build_param, (weights.astype(dtype), np.zeros(outputs, dtype)))
@@ -94,8 +92,7 @@ class Linear(Layer):
 # %% ../nbs/08_closures.ipynb #d338aff2
 class Sequential(Layer):
     "Layers in a row; the same object may occur more than once."
-    def __init__(self,
-        *layers: Layer): # First to last
+    def __init__(self, *layers: Layer): # First to last
         wrong = [o for o in layers if not isinstance(o, Layer)]
         if wrong: raise TypeError(f'Sequential: {wrong[0]!r} is not a Layer: pass an instance, like Relu()')
         self.layers,self.parameters = layers,list(dict.fromkeys(p for o in layers for p in o.parameters))
@@ -111,21 +108,17 @@ class Sequential(Layer):
     def __repr__(self): return f"Sequential({', '.join(map(repr, self.layers))})"
 
 # %% ../nbs/08_closures.ipynb #86c878a8
-def mse_loss(
-    pred: np.ndarray, # Predictions, any shape, floating point
-    targ: np.ndarray, # Targets, shape and dtype of `pred`
-): # Loss, a float, and its gradient with respect to `pred`
-    "Mean squared error over all entries, and its gradient."
+def mse_loss(pred: np.ndarray, # Predictions, any shape, floating point
+             targ: np.ndarray): # Targets, shape and dtype of `pred`
+    "Mean squared error over all entries, `(diff**2).mean()`, and its gradient with respect to `pred`."
     diff = _check('mse_loss', 'pred', pred) - _check('mse_loss', 'targ', targ, pred.dtype, pred.shape)
     if not diff.size: raise ValueError('mse_loss: the batch is empty')
-    # forward: (diff**2).mean()
     return float((diff**2).mean()), 2*diff / diff.size
 
 # %% ../nbs/08_closures.ipynb #56b4566a
 class SGDOptimizer:
     "Gradient descent: each parameter takes a step against its gradient."
-    def __init__(self,
-        lr: float=0.1): # Learning rate: length of a step, as a multiple of the gradient
+    def __init__(self, lr: float=0.1): # Learning rate: length of a step, as a multiple of the gradient
         if not 0 < lr < np.inf: raise ValueError(f'SGDOptimizer: lr is {lr}, expected a positive number')
         self.lr = float(lr)
     def update(self, param):
@@ -136,10 +129,9 @@ class SGDOptimizer:
 # %% ../nbs/08_closures.ipynb #a0bc162d
 class Learner:
     "A model, the loss to be lowered, and the optimizer that changes the model."
-    def __init__(self,
-        model: Layer, # What learns
-        loss, # Function of predictions and targets: returns the loss and its gradient with respect to the predictions
-        optimizer): # Anything with a method `update` that takes a Parameter
+    def __init__(self, model: Layer, # What learns
+                 loss, # Function of predictions and targets: the loss and its gradient with respect to the predictions
+                 optimizer): # Anything with a method `update` that takes a Parameter
         if not model.parameters: raise ValueError(f'Learner: {model} has no parameters, so there is nothing to learn')
         self.model,self.loss,self.optimizer = model,loss,optimizer
     def fit_batch(self, X, Y):
@@ -150,13 +142,12 @@ class Learner:
         backward(gradient)
         self.model.update(self.optimizer)
         return loss
-    def fit(self,
-        X: np.ndarray, # Inputs, (n, ...)
-        Y: np.ndarray, # Targets, (n, ...)
-        epochs: int, # Number of passes through the examples
-        bs: int, # Batch size; the last batch of an epoch may be smaller
-        rng=0, # Source of the order: a numpy Generator, or the seed of a new one
-        progress: bool=True): # Show a progress bar?
+    def fit(self, X: np.ndarray, # Inputs, (n, ...)
+            Y: np.ndarray, # Targets, (n, ...)
+            epochs: int, # Number of passes through the examples
+            bs: int, # Batch size; the last batch of an epoch may be smaller
+            rng=0, # Source of the order: a numpy Generator, or the seed of a new one
+            progress: bool=True): # Show a progress bar?
         "Take a step on each batch, in a new order in each epoch; returns each epoch's mean loss over the examples."
         if not 0 < len(X) == len(Y) or bs < 1: raise ValueError(f'fit: {len(X)} inputs, {len(Y)} targets, bs={bs}')
         rng,losses,form = np.random.default_rng(rng),[],'{l_bar}{bar:30}| epoch {n} of {total}{postfix}'

@@ -11,27 +11,24 @@ from .inputs import checked
 
 # %% ../nbs/04_forward.ipynb #41150131
 @checked('n n_in, n_in n_out, n_out')
-def lin(
-    x: torch.Tensor, # Inputs, (n, n_in), floating point
-    w: torch.Tensor, # Weights, (n_in, n_out), dtype of `x`
-    b: torch.Tensor, # Biases, (n_out,), dtype of `x`
-) -> torch.Tensor: # Outputs, (n, n_out), dtype of `x`
+def lin(x: torch.Tensor, # Inputs, (n, n_in), floating point
+        w: torch.Tensor, # Weights, (n_in, n_out), dtype of `x`
+        b: torch.Tensor, # Biases, (n_out,), dtype of `x`
+       ) -> torch.Tensor: # Outputs, (n, n_out), dtype of `x`
     "Linear layer. Raises ValueError or TypeError if shapes or dtypes do not fit."
     return x@w + b
 
 # %% ../nbs/04_forward.ipynb #a5229c10
 @checked()
-def relu(
-    x: torch.Tensor, # Any shape, floating point
-) -> torch.Tensor: # Shape and dtype of `x`, every entry at least 0
+def relu(x: torch.Tensor, # Any shape, floating point
+        ) -> torch.Tensor: # Shape and dtype of `x`, every entry at least 0
     "Rectified linear unit: negative entries become 0. Raises TypeError if `x` is not a floating-point tensor."
     return x.clamp_min(0.)
 
 # %% ../nbs/04_forward.ipynb #6899640b
 @checked('n+ 1, n')
-def mse(
-    output: torch.Tensor, # Predictions, (n, 1), floating point
-    targ: torch.Tensor, # Targets, (n,), dtype of `output`
-) -> torch.Tensor: # Loss, a scalar
+def mse(output: torch.Tensor, # Predictions, (n, 1), floating point
+        targ: torch.Tensor, # Targets, (n,), dtype of `output`
+       ) -> torch.Tensor: # Loss, a scalar
     "Mean squared error. Raises ValueError or TypeError if shapes or dtypes do not fit."
     return (output[:,0] - targ).pow(2).mean()

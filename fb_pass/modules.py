@@ -10,40 +10,23 @@ from abc import ABC, abstractmethod
 
 import torch
 from .backward import lin_rule, mse_rule, relu_rule
-from .gradients import clear_grads
 from .parameters import Parts
 
 # %% ../nbs/06_modules.ipynb #52d0a75f
 class Module(Parts, ABC):
     "A step of the network that remembers its last call: `args` went in, `out` came out."
-    args = out = None
-
     def __call__(self, *args):
         self.args = self.out = None # a call that fails leaves nothing behind
-        out = self._noting(self.forward, *args)
-        self.args,self.out = args,out
-        return out
-
+        self.args,self.out = args,self._noting(self.forward, *args)
+        return self.out
     @abstractmethod
     def forward(self, *args): "What comes out for `args`."
     @abstractmethod
     def bwd(self, out, *args): "Add to `.g` of `args` and of the parameters what follows from `out.g`."
-
     def backward(self):
         "The backward pass of the last call. Raises RuntimeError if there was none."
         if self.args is None: raise RuntimeError(f'{self!r}: backward before forward: call it on a batch first')
         self._noting(self.bwd, self.out, *self.args)
-
-    def zero_grad(self):
-        "Forget the gradients of the last call: of what went in and out, of the parameters, and of all that is inside."
-        seen = [t for m in self._modules() for t in (*(m.args or ()), m.out)]
-        clear_grads(*self.params, *[t for t in seen if isinstance(t, torch.Tensor)])
-
-    def _modules(self):
-        "This module and all that are inside."
-        yield self
-        for c in self.children: yield from c._modules()
-
     def __repr__(self): return f"{type(self).__name__}({', '.join(map(repr, self.children))})"
 
 # %% ../nbs/06_modules.ipynb #eda9ffd5
@@ -66,51 +49,41 @@ class Mse(Op):
 class Lin(Op):
     "`lin` as a layer: `(n, n_in)` in, `(n, n_out)` out. A call raises ValueError or TypeError for what does not fit."
     rule,uses = lin_rule,('w', 'b')
-    def __init__(self,
-        w: torch.Tensor, # Weights, (n_in, n_out), floating point; kept, not copied
-        b: torch.Tensor, # Biases, (n_out,), dtype of `w`; kept, not copied
-    ): self.w,self.b = w,b
+    def __init__(self, w: torch.Tensor, # Weights, (n_in, n_out), floating point; kept, not copied
+                 b: torch.Tensor): # Biases, (n_out,), dtype of `w`; kept, not copied
+        self.w,self.b = w,b
     def __repr__(self): return f"Lin({'->'.join(str(o) for o in self.w.shape)})"
 
 # %% ../nbs/06_modules.ipynb #3d084511
 class Model(Module):
     "Layers in a row and a loss: `model(x, targ)` is the loss, `model.preds` the predictions of the last layer."
     preds = None
-    def __init__(self,
-        w1: torch.Tensor, # Weights of the first layer, (n_in, nh)
-        b1: torch.Tensor, # Biases of the first layer, (nh,)
-        w2: torch.Tensor, # Weights of the second layer, (nh, 1)
-        b2: torch.Tensor, # Biases of the second layer, (1,)
-    ): self._build([Lin(w1, b1), Relu(), Lin(w2, b2)], Mse())
-
+    def __init__(self, w1: torch.Tensor, # Weights of the first layer, (n_in, nh)
+                 b1: torch.Tensor, # Biases of the first layer, (nh,)
+                 w2: torch.Tensor, # Weights of the second layer, (nh, 1)
+                 b2: torch.Tensor): # Biases of the second layer, (1,)
+        self._build([Lin(w1, b1), Relu(), Lin(w2, b2)], Mse())
     @classmethod
-    def from_layers(cls,
-        layers, # Any number of modules, first to last
-        loss, # Module that is called with the predictions and the targets
-    ): # The model
+    def from_layers(cls, layers, # Any number of modules, first to last
+                    loss): # Module that is called with the predictions and the targets
         "A model of any depth. Raises TypeError for what is not a Module, ValueError for an object that stands twice."
         model = cls.__new__(cls)
         model._build(list(layers), loss)
         return model
-
     def _build(self, layers, loss):
         self.layers,self.loss = layers,loss
-        if not layers: raise ValueError('a model needs at least one layer')
         for o in (*layers, loss):
-            if not isinstance(o, Module):
-                raise TypeError(f'{o!r} is not a Module: a model is made of instances like Relu(), '
-                                'not of classes or functions')
+            if not isinstance(o, Module): raise TypeError(f'{o!r} is not a Module: pass instances, like Relu()')
+        if not layers: raise ValueError('a model needs at least one layer')
         if len(self.children) <= len(layers):
             raise ValueError('one layer object stands in the list twice, but a layer remembers only its last call: '
                              'make a second layer that is given the same tensors')
-
     def forward(self, x, targ):
         for i,step in enumerate(self.children):
             try: x = step(x, targ) if step is self.loss else step(x)
             except (TypeError, ValueError) as e: raise type(e)(f'{step!r}, step {i} of the model: {e}') from e
             if step is not self.loss: self.preds = x
         return x
-
     def bwd(self, out, x, targ):
         self.zero_grad() # a second backward gives the same gradients, not twice as much
         for step in reversed(self.children): step.backward()

@@ -7,6 +7,7 @@ __all__ = ['found', 'Parts']
 
 # %% ../nbs/tools/parameters.ipynb #c6213a57
 import torch
+from .gradients import clear_grads
 
 # %% ../nbs/tools/parameters.ipynb #58f9e56e
 def _walk(name, o):
@@ -24,7 +25,8 @@ class found:
 # %% ../nbs/tools/parameters.ipynb #d51d02b8
 class Parts:
     "An object that keeps parameters, and others of its kind, in its attributes."
-    _results = frozenset() # names of what calls have left in attributes
+    args = out = None # what went into the last call, and what came out
+    _results = frozenset() # names of what calls have left in other attributes
 
     def _parts(self):
         "Tensors and objects of this kind in the attributes: pairs such as ('w', a tensor) or ('layers.0', a layer)."
@@ -55,3 +57,9 @@ class Parts:
             pairs += [(f'{k}.{name}', p) for name,p in o.named_params()] if isinstance(o, Parts) else [(k, o)]
         nameless = own.keys() - {id(p) for _,p in pairs}
         return [(k, p) for k,p in pairs if id(p) in own] + [(own[id(p)], p) for p in self.params if id(p) in nameless]
+
+    def zero_grad(self):
+        "Forget the gradients of the parameters and of what the last call took and returned, here and in all parts."
+        seen = *(self.args or ()), self.out, *self.params
+        clear_grads(*[t for t in seen if isinstance(t, torch.Tensor)])
+        for o in self.children: o.zero_grad()

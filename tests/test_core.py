@@ -13,12 +13,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from fb_pass.autograd import LinFunction, Mlp, MseFunction, ReluFunction, to_function, to_linear
+from fb_pass.autograd import LinFunction, MseFunction, ReluFunction
 from fb_pass.backward import forward_and_backward, lin_grad, mse_grad, relu_grad
 from fb_pass.checks import (autograd_grad, check_grad, compare_times, default_rtol, numerical_grad, peak_memory,
                             test_near_zero as assert_near_zero)
-from fb_pass.gradients import Rule, add_grad, clear_grads
+from fb_pass.gradients import Rule, add_grad, clear_grads, to_function
 from fb_pass.forward import lin, mse, relu
+from fb_pass.library import as_torch, to_linear
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
 
 RTOL = 1e-10 # of the largest entry, in float64
@@ -652,20 +653,21 @@ def test_as_many_gradients_as_there_were_inputs():
 
 @examples
 @given(networks())
-def test_mlp_is_our_model(net):
+def test_as_torch_is_our_model(net):
     widths,_,n,seed,layout = net
     rand = Draw(seed)
     layers,params = build(widths, [0] + [1]*(len(widths) - 2), rand)
     x,targ = rand(n, widths[0], layout=layout),rand(n)
     before = [p.clone() for p in params]
-    mlp,model = Mlp(*params),Model.from_layers(layers, Mse())
-    (-7*mlp(x, targ)).backward()
+    model = Model.from_layers(layers, Mse())
+    net = as_torch(model)
+    (-7*net(x, targ)).backward()
     model(x, targ); model.backward()
-    for p,t in zip(mlp.params, params): agree(p.grad, -7*t.g)
-    agree(mlp.predict(x).detach(), model.preds, 'preds')
-    torch.optim.SGD(mlp.parameters(), lr=1.).step()
+    for p,t in zip(net.parameters(), params, strict=True): agree(p.grad, -7*t.g)
+    agree(net.layers(x).detach(), model.preds, 'preds')
+    torch.optim.SGD(net.parameters(), lr=1.).step()
     assert all(torch.equal(p, b) for p,b in zip(params, before)) # the tensors given are not trained
-    assert not hasattr(mlp.params[0], 'g')
+    assert not any(hasattr(p, 'g') for p in net.parameters())
 
 def test_function_with_a_tensor_used_twice():
     rand = Draw(0)
@@ -700,9 +702,8 @@ def test_to_linear(seed, n, n_in, n_out, dtype, layout):
 def test_autograd_refuses():
     for w,b in ((z(3), z()), (z(3, 2, 4), z(2, 4)), (z(3, 2), z(3)), (z(3, 2), z(2, 1)), (z(3, 2), z(1))):
         refuses(ValueError, ['to_linear', '(n_in, n_out)', str((*b.shape,))], to_linear, w, b)
-    refuses(ValueError, ['Mlp', '3 tensors', 'w1, b1'], Mlp, z(3, 2), z(2), z(2, 1))
-    refuses(ValueError, ['Mlp', '0 tensors'], Mlp)
-    refuses(ValueError, ['mse', 'targ[:,0]'], Mlp(z(3, 1), z(1)), z(2, 3), z(2, 1))
+    net = as_torch(Model.from_layers([Lin(z(3, 1), z(1))], Mse()))
+    refuses(ValueError, ['mse', 'targ[:,0]'], net, z(2, 3), z(2, 1))
 
 def test_fastcore_agrees_that_it_is_relative():
     "The comparison at the heart of `check_grad`, in the words of its docstring."

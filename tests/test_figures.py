@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fb_pass.autograd import Mlp, to_linear
 from fb_pass.backward import forward_and_backward
 from fb_pass.checks import check_grad
+from fb_pass.library import as_torch, to_linear
 from fb_pass.modules import Model
 from fb_pass.normalization import normalize
 
@@ -57,9 +57,9 @@ def test_loss_and_first_weights(mnist, how):
         loss = model(x, targ); model.backward()
         grad = w1.g
     else:
-        mlp = Mlp(*params)
-        loss = mlp(x, targ); loss.backward()
-        grad = mlp.params[0].grad
+        net = as_torch(Model(*params))
+        loss = net(x, targ); loss.backward()
+        grad = net.layers[0].w.grad
     x.g = None # the pictures are shared, and their gradient is large
     assert printed(torch.stack([loss.detach(), grad.max(), grad.min()])) == ['4308.76', '151.95', '-70.73']
 
@@ -80,9 +80,9 @@ def test_fifty_bias_gradients(mnist, how):
         forward_and_backward(x, targ, *params)
         grad = b1.g
     else:
-        mlp = Mlp(*params)
-        mlp(x, targ).backward()
-        grad = mlp.params[1].grad
+        net = as_torch(Model(*params))
+        net(x, targ).backward()
+        grad = net.layers[0].b.grad
     x.g = None
     assert printed(grad) == BIAS_GRADS
 

@@ -1,10 +1,9 @@
 "A layer of one's own works everywhere: with a rule, and without base classes' help, parameters as plain attributes."
 import pytest, torch
 from torch.autograd import gradcheck
-from fb_pass.autograd import to_function
 from fb_pass.checks import autograd_grad, check_grad
 from fb_pass.doctor import check_layer
-from fb_pass.gradients import Rule, add_grad, check_rule
+from fb_pass.gradients import Rule, add_grad, check_rule, to_function
 from fb_pass.library import load_weights, named_weights, save_weights
 from fb_pass.modules import Lin, Model, Module, Mse, Op, Relu
 from fb_pass.training import SGD, AdamW, CrossEntropy, dataloader, fit

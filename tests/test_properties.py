@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fb_pass import closures
-from fb_pass.autograd import LinFunction, Mlp, MseFunction, ReluFunction
+from fb_pass.autograd import LinFunction, MseFunction, ReluFunction
 from fb_pass.backward import forward_and_backward, lin_grad, mse_grad, relu_grad
 from fb_pass.doctor.budgets import error_budget, unit_roundoff
 from fb_pass.gradients import clear_grads
 from fb_pass.forward import lin, mse, relu
+from fb_pass.library import as_torch
 from fb_pass.modules import Lin, Model, Mse, Relu
 from fb_pass.normalization import normalize, normalize_full_grad, normalize_grad
 from fb_pass.training import CrossEntropy, cross_entropy, cross_entropy_grad, log_softmax, logsumexp, mlp, softmax
@@ -182,10 +183,10 @@ def at_once(x, targ, *params):
     loss = forward_and_backward(x, targ, *params)
     return loss, lambda g: [t.g for t in (x, *params)]
 
-def mlp_nn(x, targ, *params):
-    x,targ,m = x.detach().requires_grad_(),targ,Mlp(*params)
+def in_torch(x, targ, *params):
+    x,m = x.detach().requires_grad_(),as_torch(Model(*params))
     loss = m(x, targ)
-    return loss.detach(), lambda g: torch.autograd.grad(loss, [x, *m.params], g, retain_graph=True)
+    return loss.detach(), lambda g: torch.autograd.grad(loss, [x, *m.parameters()], g, retain_graph=True)
 
 def loss_alone(pred, targ):
     value,g = closures.mse_loss(pred.numpy(), targ.numpy())
@@ -256,7 +257,7 @@ ops = {
     'CrossEntropy': of_scores._replace(run=moduled(CrossEntropy, 2)),
     'forward_and_backward': of_net._replace(run=at_once),
     'Model': of_net._replace(run=but_targ(moduled(Model, 2))),
-    'Mlp': of_net._replace(run=mlp_nn, loss=False),
+    'as_torch': of_net._replace(run=in_torch, loss=False),
     'mlp': Op(deep, moduled(mlp_of, 2), mlp_ref, (0, 2, 3, 4, 5, 6, 7), least=dict(n=1, i=1, h=1, k=1, o=1),
               loss=True, terms=mlp_terms, **sure),
     'closures.Sequential': Op(lambda d: [d('n', 'i'), d('i', 'h'), d('h'), d('h', 'o'), d('o')], arrays(stacked),
@@ -435,7 +436,7 @@ def test_gradients_have_memory_of_their_own(name, seed):
     found = back(g)
     copies = [o.clone() for o in found]
     for i,o in enumerate(found):
-        if 'Function' in name or name == 'Mlp': o = o.clone() # autograd's own, which may be shared
+        if 'Function' in name or name == 'as_torch': o = o.clone() # autograd's own, which may be shared
         o.mul_(0.)
         assert same(ts, kept), f'gradient {i} is a view of what went in'
         assert same(found[i+1:], copies[i+1:]), f'gradient {i} shares its memory with another'

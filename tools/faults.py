@@ -14,10 +14,11 @@ from zlib import crc32
 import numpy as np
 import torch
 from fb_pass import closures
-from fb_pass.autograd import LinFunction, Mlp, MseFunction, ReluFunction
+from fb_pass.autograd import LinFunction, MseFunction, ReluFunction
 from fb_pass.backward import lin_grad, mse_grad, relu_grad
 from fb_pass.gradients import add_grad
 from fb_pass.forward import lin, mse, relu
+from fb_pass.library import as_torch
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
 from fb_pass.normalization import normalize, normalize_full_grad, normalize_grad
 from fb_pass.training import CrossEntropy, cross_entropy, cross_entropy_grad, logsumexp, mlp, softmax
@@ -662,9 +663,9 @@ def own_normalize_pair(d, full):
     m,s = x.mean(),x.std()
     return (lambda inp: normalize(inp, m.to(inp), s.to(inp)), lambda inp, out: normalize_grad(inp, out, s.to(inp))), [x]
 
-def own_mlp_nn(d):
+def own_in_torch(d):
     n,i,h,o = sizes_of(d)
-    return Mlp(d(i, h), d(h), d(h, 1), d(1)), [d(n, i), d(n)]
+    return as_torch(Model(d(i, h), d(h), d(h, 1), d(1))), [d(n, i), d(n)]
 
 # Name -> from a Draw: a layer of the package, and what to call it with.
 own = {
@@ -681,7 +682,7 @@ own = {
     'LinFunction': lambda d: (LinFunction, [d('n', 'i'), d('i', 'o'), d('o')]),
     'ReluFunction': lambda d: (ReluFunction, [d('n', 'm')]),
     'MseFunction': lambda d: (MseFunction, [d('n', 1), d('n')]),
-    'Mlp': own_mlp_nn, 'closures.Linear': lambda d: (linear(d, d.size('i'), d.size('o')), [d('n', 'i').numpy()]),
+    'as_torch': own_in_torch, 'closures.Linear': lambda d: (linear(d, d.size('i'), d.size('o')), [d('n', 'i').numpy()]),
     'closures.Relu': lambda d: (closures.Relu(), [d('n', 'm').numpy()]),
     'closures.Sigmoid': lambda d: (closures.Sigmoid(), [d('n', 'm').numpy()]), 'closures.Sequential': own_sequential,
     'closures.mse_loss': lambda d: (closures.mse_loss, [d('n', 'm').numpy(), d('n', 'm').numpy()]), 'Model': own_model,
