@@ -110,9 +110,10 @@ class Sequential(Layer):
 # %% ../nbs/08_closures.ipynb #86c878a8
 def mse_loss(pred: np.ndarray, # Predictions, any shape, floating point
              targ: np.ndarray): # Targets, shape and dtype of `pred`
-    "Mean squared error over all entries, `(diff**2).mean()`, and its gradient with respect to `pred`."
+    "Mean squared error over all entries, and its gradient with respect to `pred`."
     diff = _check('mse_loss', 'pred', pred) - _check('mse_loss', 'targ', targ, pred.dtype, pred.shape)
     if not diff.size: raise ValueError('mse_loss: the batch is empty')
+    # forward: (diff**2).mean()
     return float((diff**2).mean()), 2*diff / diff.size
 
 # %% ../nbs/08_closures.ipynb #56b4566a
