@@ -7,7 +7,6 @@ ROUNDS ?= 31
 SESSION ?=
 BIN := .venv/bin
 READY := .venv/.ready
-KATEX := .venv/katex/package
 PORT ?= 8000
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
@@ -95,13 +94,7 @@ docs: $(READY)  ## build the site into _docs/ (by Quarto where it is installed, 
 docs-serve: docs  ## show the site at http://localhost:8000 (PORT=... for another)
 	$(BIN)/python -m http.server --bind localhost --directory _docs $(PORT)
 
-# The release of KaTeX that the pages ask a third party for, to be served to the browser under test, which sees no net.
-$(KATEX): $(READY)
-	@command -v npm >/dev/null || { echo 'make test-site needs npm for the files of KaTeX: apt-get install npm' >&2; exit 1; }
-	@rm -rf $(@D) && mkdir -p $(@D)
-	cd $(@D) && npm pack --silent katex@$$(../bin/python -c 'from smalldocs.layout import KATEX; print(KATEX.split("@")[1].split("/")[0])') | xargs tar xzf
-
-test-site: docs $(KATEX)  ## build the site and try every page in Chromium; pictures of the pages are left in _screenshots/
+test-site: docs  ## build the site and try every page in Chromium; pictures of the pages are left in _screenshots/
 	$(BIN)/pytest -m site tests/test_site.py tests/test_viewer_browser.py
 
 badges: $(READY)  ## write badges, neighbors and the table of the index into the notebooks (SOURCES=folder: into others)

@@ -1,5 +1,5 @@
-"The site in a browser, without the net: pages come from _docs under their address, KaTeX from a copy of its release."
-import inspect, json, os, posixpath, re, shutil, subprocess, sys
+"The site in a browser without a network: pages come from _docs under their address, and nothing else answers."
+import inspect, os, posixpath, re, shutil, subprocess, sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,7 @@ from book import cells, pages, root, settings
 
 CFG = settings()
 BASE = f"{CFG['doc_host']}{CFG['doc_baseurl']}/"
-DOCS, SHOTS, KATEX = root/'_docs', root/'_screenshots', root/'.venv'/'katex'/'package'
+DOCS, SHOTS = root/'_docs', root/'_screenshots'
 BOOK = list(pages())
 STEMS = [o.stem for o in BOOK]
 SIZES = {1300: 900, 390: 844} # a desk and a telephone
@@ -25,7 +25,6 @@ each_page = pytest.mark.parametrize('stem', STEMS)
 def site():
     "What `make test-site` makes first."
     if not (DOCS/'index.html').is_file(): pytest.fail('there is no site in _docs; make docs', pytrace=False)
-    if not KATEX.is_dir(): pytest.fail('the files of KaTeX are not here; make test-site fetches them', pytrace=False)
 
 # Reading the clipboard back can wait for ever where other programs have one too.
 remember_copies = """const write = navigator.clipboard.writeText.bind(navigator.clipboard)
@@ -49,9 +48,7 @@ class Visit:
 
     def answer(self, route):
         url = urldefrag(route.request.url)[0].partition('?')[0]
-        katex = re.fullmatch(r'https://cdn\.jsdelivr\.net/npm/katex@([\d.]+)/(.*)', url)
         if url.startswith(BASE): file = DOCS/(unquote(url.removeprefix(BASE)) or 'index.html')
-        elif katex and katex[1] == json.loads((KATEX/'package.json').read_text())['version']: file = KATEX/katex[2]
         else: return route.abort()
         if file.is_file(): route.fulfill(path=file)
         else: route.fulfill(status=404)
@@ -134,10 +131,12 @@ def test_page_does_not_scroll_sideways(page):
 def test_formulas_are_typeset(page):
     tab = page.tab
     formulas = tab.locator('main .math').count()
-    assert formulas == tab.locator('main .math .katex').count() and not tab.locator('.katex-error').count()
-    if page.stem[:2] in ('02', '04', '05'): assert formulas > 10
+    heights = tab.locator('main .math > math').evaluate_all('os => os.map(o => o.getBoundingClientRect().height)')
+    assert len(heights) == formulas and not tab.locator('merror').count()
+    assert all(h > 5 for h in heights) or tab.locator('main details .math').count(), 'formulas without a height'
+    if page.stem in ('03_initialization', '05_backward'): assert formulas > 10
     words = tab.locator('main').evaluate("""o => { o = o.cloneNode(true)
-        o.querySelectorAll('.katex, pre, code, svg').forEach(k => k.remove())
+        o.querySelectorAll('math, pre, code, svg').forEach(k => k.remove())
         return o.textContent }""")
     left = re.findall(r'\\(?:frac|mathbb|qquad|partial)\b|\$\$', words)
     assert not left, 'formulas that nobody has set'
@@ -200,7 +199,7 @@ def test_code_copies(page):
 def wide(tab, width):
     "What reaches over the right edge and is in no box that scrolls by itself."
     return tab.evaluate('''w => [...document.querySelectorAll('main *')].filter(o => {
-        if (o.getBoundingClientRect().right <= w + 1 || o.closest('svg, .katex-mathml')) return false
+        if (o.getBoundingClientRect().right <= w + 1 || o.closest('svg, math')) return false
         const cuts = p => ['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)
         const cut = p => p && (cuts(p) || cut(p.parentElement))
         return !cut(o.parentElement) }).map(o => o.outerHTML.slice(0, 120)).slice(0, 5)''', width)

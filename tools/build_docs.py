@@ -1,10 +1,11 @@
 "Build the site into _docs: by Quarto where it is installed, else by smalldocs, from the same sources and settings."
-import os, re, shutil, sys, warnings
+import html, os, re, shutil, sys, warnings
 from importlib import import_module
 from pathlib import Path
 
 from fastcore.script import call_parse
 from fb_pass._modidx import d as modidx
+from latex2mathml.converter import convert
 from nbdev.config import get_config
 from nbdev.quarto import nbdev_docs, refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -43,6 +44,7 @@ def with_smalldocs():
     cache = proc_nbs(n_workers=0)
     if main(['render', str(cache)]): sys.exit('make docs: smalldocs failed, see above')
     without_fonts(cache/'_docs')
+    with_mathml(cache/'_docs')
     shutil.rmtree(root/'_docs', ignore_errors=True)
     shutil.move(cache/'_docs', root/'_docs')
 
@@ -51,6 +53,19 @@ def without_fonts(site):
     for p in site.glob('site_libs/**/*.css'):
         text = p.read_text(encoding='utf-8')
         mended = re.sub(r'@import url\(https:[^)]*\);?', '', text)
+        if mended != text: p.write_text(mended, encoding='utf-8')
+
+MATH = re.compile(r'<span class="(math (inline|display))">\\[(\[](.*?)\\[)\]]</span>', re.DOTALL)
+KATEX = re.compile(r'<link[^>]*/katex[^>]*>|<script[^>]*/katex@[^>]*></script>')
+
+def with_mathml(site):
+    "Formulas as MathML, as Quarto writes them for us, too: browsers typeset it without a script, and without the net."
+    def formula(m):
+        made = convert(html.unescape(m[3]), display='block' if m[2] == 'display' else 'inline')
+        return f'<span class="{m[1]}">{made}</span>'.replace(r'\_', '_')
+    for p in site.glob('**/*.html'):
+        text = p.read_text(encoding='utf-8')
+        mended = KATEX.sub('', MATH.sub(formula, text))
         if mended != text: p.write_text(mended, encoding='utf-8')
 
 @call_parse
