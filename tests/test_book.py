@@ -6,8 +6,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 from badges import refresh, with_install, with_opening
-from book import (Page, cells, hosts, install_lines, notebooks, opening_line, pages, place, reading_minutes, root,
-                  seen_from, settings, table, title_of)
+from book import (Page, cells, companion, hosts, install_lines, length, lesson_table, notebooks, opening_line, pages,
+                  place, root, seen_from, settings, title_of, tools_table)
 
 CFG = settings()
 STEMS = [o.stem for o in pages()]
@@ -15,8 +15,65 @@ each_page = pytest.mark.parametrize('stem', STEMS)
 
 def test_sidebar_names_every_notebook_once_and_in_order():
     assert STEMS == [*notebooks()], 'nbs/sidebar.yml and the notebooks in nbs/ differ'
-    numbered = [o.stem for o in pages() if o.room]
-    assert STEMS[0] == 'index' and numbered == sorted(numbered), 'rooms are read in the order of their numbers'
+    assert STEMS[0] == 'index'
+    for part in ('Lesson', 'Deeper'):
+        numbers = [o.number for o in pages() if o.part == part]
+        assert numbers == sorted(numbers) and all(numbers), f'{part}: rooms are read in the order of their numbers'
+
+def test_a_deeper_page_stands_beside_its_room():
+    for o in pages():
+        if o.part != 'Deeper': continue
+        assert (room := companion(o)) and room.part == 'Lesson' and room.name == o.name, o.stem
+        assert f'](deeper/{o.stem[7:]}.ipynb' in '\n'.join(cells(room.stem, 'markdown')), f'{room.stem} links to {o.stem}'
+
+HOUR = [o.stem for o in pages() if o.part == 'Lesson' and o.number <= '07']
+
+def test_the_lesson_takes_an_hour():
+    "By the rate of tools/book.py: what is folded or hidden is not counted."
+    found = {o: length(o) for o in HOUR}
+    assert len(HOUR) == 8 and sum(o.minutes for o in found.values()) <= 60, found
+    assert sum(o.words for o in found.values()) <= 9000
+    long = {k: o for k,o in found.items() if o.words > 1100 or o.cells > 30}
+    assert not long, f'a room has at most 1,100 words and 30 cells of code that are seen: {long}'
+
+def test_the_network_has_a_checked_gradient_in_45_minutes():
+    assert sum(length(o).minutes for o in HOUR if o <= '05_backward') <= 45
+
+def test_the_rooms_after_it_take_25_minutes_each():
+    long = {o.stem: m for o in pages() if o.part == 'Lesson' and (m := length(o.stem).minutes) > 25}
+    assert not long, long
+
+def test_what_is_hidden_or_folded_is_not_counted(tmp_path):
+    def code(source): return dict(cell_type='code', source=source)
+    cells = [dict(cell_type='markdown', source='# One two\n\nthree'), code('#| hide\nx = 1'), code('#| default_exp x'),
+             code('#| code-summary: "Solution"\n#| code-fold: true\ny = 1'), code('#| export\nz = 1\n\nw = 2'),
+             dict(cell_type='markdown', source='<details><summary>Solution</summary>so</details>')]
+    (tmp_path/'a.ipynb').write_text(json.dumps(dict(cells=cells)))
+    found = length('a', tmp_path)
+    assert found == (4, 1, 2) and found.minutes == pytest.approx(4/240 + 2/25)
+
+def numbers(text):
+    "The numbers with a point, or of four digits and more, as they are written; no years, names or versions."
+    text = re.sub(r'https?://\S+|arXiv[: ]\S+|`[^`]*`|\$[^$]*\$|\b(?:19|20)\d\d\b', ' ', text)
+    return re.findall(r'(?<![\w.,-])\d+\.\d+(?![\w.])|(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w.])', text)
+
+def rounds_to(said, value):
+    digits = len(said.partition('.')[2])
+    return abs(value - float(said.replace(',', ''))) <= .5000001*10**-digits
+
+@pytest.mark.parametrize('stem', HOUR)
+def test_numbers_of_the_prose_are_those_of_the_cells(stem):
+    "A number that the text quotes is in a cell's output or in its code, perhaps there with more digits."
+    nb = json.loads((root/'nbs'/f'{stem}.ipynb').read_text(encoding='utf-8'))
+    code = [c for c in nb['cells'] if c['cell_type'] == 'code']
+    texts = [''.join(c['source']) for c in code]
+    for o in (o for c in code for o in c['outputs']): texts += [''.join(o.get('text', o.get('data', {}).get('text/plain', '')))]
+    known = [float(m.replace(',', '').replace('_', '')) for t in texts
+             for m in re.findall(r'\d[\d_]*(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?', t)]
+    known += [100*o for o in known] # a share, said in percent
+    prose = '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown')
+    stale = [o for o in numbers(prose) if not any(rounds_to(o, k) for k in known)]
+    assert not stale, f'no cell of {stem} computes or asserts these: {stale}'
 
 def test_site_settings_name_only_what_is_there():
     site = yaml.safe_load((root/'nbs'/'_quarto.yml').read_text(encoding='utf-8'))
@@ -133,31 +190,29 @@ def test_a_page_without_a_place_is_refused():
 def test_place_names_the_neighbors():
     said = place('05_backward')
     for o in ('04_forward', '06_modules'): assert f'[{title_of(o)}]({o}.ipynb)' in said
-    assert 'Room 05, in the part *The walk*' in said
+    assert said.startswith('Lesson, room 05.') and '[Deeper](deeper/05_backward.ipynb)' in said
     assert 'Before' not in place(STEMS[1]) and 'Next' not in place(STEMS[-1])
+    assert place('deeper/05_backward') == f"Deeper, beside room 05: [{title_of('05_backward')}](../05_backward.ipynb)."
 
 def test_place_of_a_notebook_in_a_folder():
     "It has no number, and its links are seen from its folder."
     said = place('doctor/report')
-    assert said.startswith('In the part *The doctor*.') and f"[{title_of('doctor/adapters')}](adapters.ipynb)" in said
+    assert said.startswith('Tools.') and f"[{title_of('doctor/adapters')}](adapters.ipynb)" in said
     assert '](../' in said and '](../badge_colab.svg)' in opening_line('doctor/report')
     page = next(o for o in pages() if o.stem == 'doctor/report')
     assert (page.name, page.room, page.module, page.label) == ('report', '', 'doctor.report', 'report')
+    assert (Page('deeper/05_backward', 'Deeper').number, Page('05_backward', 'Lesson').name) == ('05', 'backward')
 
-def test_reading_time_is_of_an_honest_size():
-    for o in pages():
-        if o.part: assert 5 <= reading_minutes(o.stem) <= 240
-    assert Page('05_backward', 'The walk').name == 'backward'
+@each_page
+def test_a_page_opens_on_its_title(stem):
+    first = json.loads((root/'nbs'/f'{stem}.ipynb').read_text(encoding='utf-8'))['cells'][0]
+    assert first['cell_type'] == 'markdown' and first['source'][0].startswith('# '), 'make badges'
 
-def test_index_has_the_table_of_all_notebooks():
-    assert table() in '\n'.join(cells('index', 'markdown')), 'make badges'
-    assert len(table().splitlines()) == len(STEMS) + 1 and '| `fb_pass.doctor.report` |' in table()
-
-def test_pictures_of_the_path_know_every_notebook():
-    from draw_images import GUARD, PATH
-    drawn = {o.split()[1] for o in (GUARD, *PATH)}
-    shown = {m for o in STEMS for m in re.findall(r'images/path_(\w+)\.svg', '\n'.join(cells(o, 'markdown')))}
-    assert shown <= drawn, f'name in PATH of tools/draw_images.py: {shown - drawn}'
+def test_index_has_the_tables_of_all_notebooks():
+    text = '\n'.join(cells('index', 'markdown'))
+    assert lesson_table() in text and tools_table() in text, 'make badges'
+    named = re.findall(r'\]\((\S+)\.ipynb\)', lesson_table() + tools_table())
+    assert sorted(named) == sorted(STEMS[1:]) and '| `fb_pass.doctor.report` |' in tools_table()
 
 def test_citation_says_what_the_settings_say():
     cite = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))

@@ -15,24 +15,25 @@ root = Path(__file__).resolve().parent.parent
 CHECK = re.compile(r"check_exercise\('(\d\d)\.(\d)', (\w+)\)")
 
 def numbered():
-    "Number of a room -> its notebook, for all notebooks in which something is checked."
-    for path in sorted([*root.glob('nbs/*.ipynb'), *root.glob('nbs/*/*.ipynb')]):
+    "Page, number of its room, and notebook, for all notebooks in which something is checked; the lesson comes first."
+    for stem, path in all_notebooks().items():
         nb = nbformat.read(path, as_version=4)
         found = [m[1] for cell in section(nb) if cell.cell_type == 'code' for m in CHECK.finditer(cell.source)]
-        if found: yield found[0], path, nb
+        if found: yield stem, found[0], nb
 
-notebooks, paths = {}, {}
-for room, path, nb in numbered(): notebooks[room], paths[room] = nb, path
-named = [(room, e.number) for room,nb in notebooks.items() for e in read_exercises(nb)[1]]
+notebooks, room_of = {}, {}
+for stem, room, nb in numbered(): notebooks[stem], room_of[stem] = nb, room
+named = [(stem, e.number) for stem,nb in notebooks.items() for e in read_exercises(nb)[1]]
 every = {name: ex for room in rooms() for name,ex in exercises_of(room).items()}
-each_room = pytest.mark.parametrize('room', notebooks)
-each_exercise = pytest.mark.parametrize('room, number', named, ids=[f'{r}.{k}' for r,k in named])
+each_room = pytest.mark.parametrize('room', sorted({*room_of.values()}))
+each_page = pytest.mark.parametrize('stem', notebooks)
+each_exercise = pytest.mark.parametrize('stem, number', named, ids=[f'{r}.{k}' for r,k in named])
 
 def data(room):
     path = root/'exercises'/f'room_{room}.toml'
     return tomllib.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
-def find(room, number): return next(e for e in read_exercises(notebooks[room])[1] if e.number == number)
+def find(stem, number): return next(e for e in read_exercises(notebooks[stem])[1] if e.number == number)
 
 def tree(source): return ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', source))
 
@@ -50,11 +51,11 @@ def run(source, names):
     return eval(compile(last, '<cell>', 'eval'), names) if last else None
 
 @pytest.fixture
-def names(room, monkeypatch):
-    "What an exercise may use: the room's exports, what its notebook imports, and what stands before exercise 1."
-    nb, path = notebooks[room], paths[room]
-    exported = next(m[1] for cell in nb.cells for m in [re.search(r'(?m)^#\| default_exp (\S+)', cell.source)] if m)
-    names = {k: v for k,v in vars(importlib.import_module(f'fb_pass.{exported}')).items() if k[:2] != '__'}
+def names(stem, monkeypatch):
+    "What an exercise may use: what its page exports, what its notebook imports, and what stands before exercise 1."
+    nb, path = notebooks[stem], all_notebooks()[stem]
+    exported = [m[1] for cell in nb.cells for m in [re.search(r'(?m)^#\| default_exp (\S+)', cell.source)] if m]
+    names = {k: v for o in exported for k,v in vars(importlib.import_module(f'fb_pass.{o}')).items() if k[:2] != '__'}
     names['__name__'] = '__main__' # or classes would be of no module
     monkeypatch.chdir(path.parent)
     monkeypatch.setattr(sys, 'path', [*sys.path]) # the notebooks add to it
@@ -64,40 +65,48 @@ def names(room, monkeypatch):
 
 def test_every_exercise_has_an_entry_and_every_entry_an_exercise():
     "Names what is missing: an exercise is a cell of a notebook, and an entry in the files of its room in exercises/."
-    asked = {f'{room}.{number}' for room,number in named}
+    asked = {f'{room_of[stem]}.{number}' for stem,number in named}
     assert not (lost := asked - every.keys()), f'no entry in exercises/ for {sorted(lost)}'
     assert not (lost := every.keys() - asked), f'asked for in no notebook: {sorted(lost)}'
 
 @each_room
 def test_room_has_exercises(room):
-    found = read_exercises(notebooks[room])[1]
-    assert 3 <= len(found) <= 5, f'{room} has {len(found)} exercises, expected three to five'
-    assert [e.number for e in found] == [*range(1, len(found)+1)]
-    for e in found:
-        what = f'{room}, exercise {e.number}'
+    "Numbered from the lesson on; two or three stand there, and the others on the page beside it."
+    found = {stem: [e.number for e in read_exercises(notebooks[stem])[1]] for stem,o in room_of.items() if o == room}
+    numbers = [o for ks in found.values() for o in ks]
+    assert numbers == [*range(1, len(numbers)+1)] and 3 <= len(numbers) <= 5, found
+    lesson = [len(ks) for stem,ks in found.items() if '/' not in stem and room <= '07']
+    assert all(2 <= o <= 3 for o in lesson), found
+
+@each_page
+def test_exercises_are_whole(stem):
+    room = room_of[stem]
+    for e in read_exercises(notebooks[stem])[1]:
+        what = f'{stem}, exercise {e.number}'
         whole = e.given and len(e.checks) == len(e.solutions) == 1
         assert whole, f'{what}: expected an empty answer, one check and one folded solution'
         check = e.checks[0].source.strip().splitlines()[-1]
         assert check.startswith(f"check_exercise('{room}.{e.number}',"), f'{what} checks another one: {check}'
         assert e.solutions[0].source.strip().splitlines()[-1] == check, f'{what}: the solution must end with {check}'
 
-def cell_with_import(): return next(c.source for c in notebooks['00'].cells if 'from exercises import' in c.source)
+def cell_with_import():
+    return next(c.source for c in notebooks['00_datasets'].cells if 'from exercises import' in c.source)
 
-@each_room
-def test_import_is_the_same_everywhere(room):
-    cells = [c.source for c in notebooks[room].cells if 'from exercises import' in c.source]
-    assert len(cells) == 1 and cells[0].endswith(cell_with_import()), f'{paths[room].stem}: {cells}'
+@each_page
+def test_import_is_the_same_everywhere(stem):
+    cells = [c.source for c in notebooks[stem].cells if 'from exercises import' in c.source]
+    assert len(cells) == 1 and cells[0].endswith(cell_with_import()), f'{stem}: {cells}'
 
 @each_exercise
-def test_empty_answer_is_met_politely(room, number, names):
-    e = find(room, number)
+def test_empty_answer_is_met_politely(stem, number, names):
+    e = find(stem, number)
     for cell in e.given: run(cell.source, names)
     verdict = run(e.checks[0].source, names)
     assert verdict.state == 'empty' and every[verdict.name].task in str(verdict), verdict
 
 @each_exercise
-def test_solution_is_right(room, number, names):
-    e = find(room, number)
+def test_solution_is_right(stem, number, names):
+    e, room = find(stem, number), room_of[stem]
     for cell in (*e.given, *e.solutions): verdict = run(cell.source, names)
     assert verdict.state == 'right' and verdict.text.strip(), verdict
     answer = names[CHECK.search(e.checks[0].source)[3]]
@@ -126,16 +135,16 @@ def mistakes(room, number, answer):
         if (other := {*answer} ^ {o}): yield members[o] if isinstance(members, dict) else '', other
 
 @each_exercise
-def test_notebook_shows_these_verdicts(room, number):
-    e = find(room, number)
+def test_notebook_shows_these_verdicts(stem, number):
+    e = find(stem, number)
     for cells,opening in ((e.checks, 'Not yet.'), (e.solutions, 'Right.')):
         texts = [o.get('data', {}).get('text/plain', '') for o in cells[0].outputs]
-        assert len(texts) == 1 and texts[0].startswith(opening), f'{texts}: make notebooks NB={paths[room].stem}'
+        assert len(texts) == 1 and texts[0].startswith(opening), f'{texts}: make notebooks NB={stem}'
 
 @each_exercise
-def test_solution_is_folded(room, number):
+def test_solution_is_folded(stem, number):
     "On the site by the directives, in JupyterLab by the metadata; and what the check says to it, which tells a lot."
-    cell = find(room, number).solutions[0]
+    cell = find(stem, number).solutions[0]
     assert '#| output: false' in cell.source.splitlines()[:3]
     assert cell.metadata.get('jupyter') == {'source_hidden': True, 'outputs_hidden': True}
 
@@ -265,7 +274,7 @@ def test_room_loads_alone(room):
     found = loaded(room)
     others = {o for o in found if o.startswith('exercises.room') and o[-2:] != room}
     assert not others, f'exercises of other rooms are loaded: {sorted(others)}'
-    if paths[room].parent.name != 'doctor':
+    if not any(stem.startswith('doctor/') for stem,o in room_of.items() if o == room):
         ours = {o for o in found if o.startswith('fb_pass')}
         assert not ours or room == '17', f'the doctor or the viewer is loaded: {sorted(ours)}'
 
@@ -289,9 +298,9 @@ def test_who_has_only_the_wheel_is_told_where_the_exercises_are(tmp_path):
 
 # Notebooks for a class
 
-@each_room
-def test_class_gets_no_solutions(room):
-    nb = notebooks[room]
+@each_page
+def test_class_gets_no_solutions(stem):
+    nb = notebooks[stem]
     bare = for_class(nb)
     solutions = [o.source for o in section(nb) if is_solution(o)]
     removed = len(nb.cells) - len(bare.cells)
@@ -321,12 +330,12 @@ def assigned(sources):
         elif isinstance(node, (ast.Import, ast.ImportFrom)): continue
         else: yield from (o.id for o in ast.walk(node) if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store))
 
-@each_room
-def test_exercises_change_nothing_that_the_notebook_uses(room):
-    nb = notebooks[room]
+@each_page
+def test_exercises_change_nothing_that_the_notebook_uses(stem):
+    nb = notebooks[stem]
     ours = [o.source for o in section(nb) if o.cell_type == 'code']
     others = [o.source for o in nb.cells if o.cell_type == 'code' and o.source not in ours]
     nodes = [o for source in others for o in ast.walk(tree(source))]
     used = {o.id for o in nodes if isinstance(o, ast.Name)}
     defined = {o.name for o in nodes if isinstance(o, (ast.FunctionDef, ast.ClassDef))}
-    assert not (clash := set(assigned(ours)) & (used | defined)), f'{room}: take other names for {sorted(clash)}'
+    assert not (clash := set(assigned(ours)) & (used | defined)), f'{stem}: take other names for {sorted(clash)}'

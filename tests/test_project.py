@@ -104,9 +104,13 @@ def test_outputs_are_fit_for_print(stem):
     paths = [m[0] for t in texts for m in re.finditer(machine, t)]
     assert not paths, f'paths of one machine: {paths}'
 
-places = {o.module: i for i,o in enumerate(pages()) if o.module} # a module stands where its notebook is read
+places = {o.module: o for o in pages() if o.module} # a module and the page that exports it
 places |= {'doctor': places['doctor.report']}
-tools = {o.module for o in pages() if o.stem.startswith('tools/')} # may be used in a notebook before they are read
+parts = {o.stem: o for o in pages()}
+
+def comes_later(page, here):
+    "Whether a page of the lesson comes after a room; to the rooms, deeper pages are read with the room beside them."
+    return page.part in ('Lesson', 'Deeper') and here.part in ('Lesson', 'Deeper') and page.number > here.number
 
 def imports(tree):
     "Names of the modules that the code of a notebook imports from; '*' for a star."
@@ -122,22 +126,23 @@ def imports(tree):
 def test_nothing_is_imported_from_a_later_room(stem):
     found = {o for c in cells(stem) for o in imports(tree(''.join(c['source'])))}
     assert '*' not in found, 'import by name'
-    here = [o.stem for o in pages()].index(stem)
-    later = {o for o in found - tools if stem != 'index' and places.get(o, -1) > here}
+    later = {o for o in found & places.keys() if comes_later(places[o], parts[stem])}
     assert not later, f'later rooms: {later}'
 
 @pytest.fixture(scope='module')
 def graph(): return grimp.build_graph('fb_pass', cache_dir=None)
 
 @each_module
-def test_module_imports_only_from_rooms_before(graph, name):
-    "So there is no circle either; nor does a module name a later one in a string, to import it when it is called."
-    found = {o[8:] for o in graph.find_modules_directly_imported_by(f'fb_pass.{name}')}
-    in_strings = re.findall(r"""['"]fb_pass\.([\w.]+)['"]""", modules[name].read_text(encoding='utf-8'))
-    found |= set(in_strings) & places.keys()
-    found.discard(name.rpartition('.')[0]) # its own package, where its files are
-    wrong = {o for o in found if places.get(o, 99) >= places[name]}
-    assert not wrong, f'not rooms before this one: {wrong}'
+def test_module_needs_no_later_room_and_there_is_no_circle(graph, name):
+    "Directly or by way of others; nor does a module name another in a string, to import it when it is called."
+    here = f'fb_pass.{name}'
+    in_strings = set(re.findall(r"""['"]fb_pass\.([\w.]+)['"]""", modules[name].read_text(encoding='utf-8'))) & places.keys()
+    in_strings.discard(name.rpartition('.')[0]) # its own package, where its files are
+    assert not in_strings, f'imported by name: {in_strings}'
+    needed = {o[8:] for o in graph.find_upstream_modules(here)}
+    assert name not in needed, 'it needs itself'
+    later = {o for o in needed & places.keys() if comes_later(places[o], places[name])}
+    assert not later, f'from later rooms: {later}'
 
 @each_module
 def test_what_one_module_takes_from_another_is_public(graph, name):

@@ -1,11 +1,11 @@
 """Write into each notebook, under its question, the badges of Colab and Binder and the line that says what comes before
-and after it, and into its first code cell what installs the package on Colab; into the index, the table of contents.
-Notebooks in order stay as they are, to the byte."""
+and after it, and into the cell below, which the site does not show, what installs the package on Colab; into the index,
+the tables of contents. Notebooks in order stay as they are, to the byte."""
 import json, re
 from pathlib import Path
 
 from anybadge import Badge
-from book import hosts, install_lines, opening_line, pages, root, settings, table
+from book import hosts, install_lines, lesson_table, opening_line, pages, root, settings, tools_table
 from fastcore.script import Param, call_parse
 
 def with_opening(text, stem):
@@ -35,14 +35,17 @@ def refresh_notebook(nb, stem):
     if not (first := find('markdown', '(?m)^# ')): raise ValueError(f'{stem}: no title')
     if stem == 'index':
         for c in cells:
-            if c['cell_type'] == 'markdown': c['source'] = to_lines(with_table(''.join(c['source'])))
+            if c['cell_type'] == 'markdown': c['source'] = to_lines(with_tables(''.join(c['source'])))
     first['source'] = to_lines(with_opening(''.join(first['source']), stem))
     setup = find('code', r'\A#\| (default_exp|hide)\b') or insert_setup(cells, cells.index(first) + 1)
+    for c in (setup, first): cells.insert(0, cells.pop(cells.index(c))) # a page opens on its title
     setup['source'] = to_lines(with_install(''.join(setup['source']), stem))
 
-def with_table(text):
-    "A text with the table of all notebooks, where it has one, as the notebooks are now."
-    return re.sub(r'^\| notebook \| its question \|.*(?:\n\|.*)*', lambda m: table(), text, flags=re.MULTILINE)
+def with_tables(text):
+    "A text with the tables of the index, where it has them, as the notebooks are now."
+    for first, table in (('room', lesson_table), ('tool', tools_table)):
+        text = re.sub(rf'^\| {first} \| its question \|.*(?:\n\|.*)*', lambda m: table(), text, flags=re.MULTILINE)
+    return text
 
 def insert_setup(cells, at):
     "A hidden cell for a notebook that exports nothing. The numbers of cells after it go up, as if it had been run."

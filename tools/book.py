@@ -20,7 +20,9 @@ class Page(NamedTuple):
     stem: str # path of the notebook in nbs/ without its ending, as in 05_backward or doctor/report
     part: str # part of the book; empty for the index
     @property
-    def room(self): return m[1] if (m := re.match(r'(\d\d)_', self.stem)) else '' # the lesson's rooms have a number
+    def number(self): return m[1] if (m := re.search(r'(?:^|/)(\d\d)_', self.stem)) else ''
+    @property
+    def room(self): return '' if '/' in self.stem else self.number # of the lesson; a deeper page stands beside one
     @property
     def name(self): return re.sub(r'^\d\d_', '', self.stem.rpartition('/')[2])
     @property
@@ -70,11 +72,27 @@ def question_of(stem):
     head = next(o for o in cells(stem, 'markdown') if o.startswith('# '))
     return ' '.join(o.lstrip('> ') for o in re.search(r'(?:^>.*\n?)+', head, re.MULTILINE)[0].splitlines())
 
-def reading_minutes(stem, nbs=root/'nbs'):
-    "About how long a notebook takes: 200 words of prose a minute, 10 lines of code a minute."
-    words = sum(len(o.split()) for o in cells(stem, 'markdown', nbs))
-    lines = sum(bool(l.strip()) for o in cells(stem, 'code', nbs) for l in o.splitlines())
-    return 5*max(1, round((words/200 + lines/10)/5))
+WORDS, LINES = 240, 25 # of prose and of code that are read in a minute; prose by Brysbaert 2019
+
+class Length(NamedTuple):
+    "What a reader sees of a page: no set-up, no folded solutions."
+    words: int
+    cells: int # of code
+    lines: int # of code
+    @property
+    def minutes(self): return self.words/WORDS + self.lines/LINES
+
+FOLDED = re.compile(r'\A(?:#\|.*\n)*#\| (?:default_exp|hide$|code-fold|code-summary)|\A<details>', re.MULTILINE)
+
+def length(stem, nbs=root/'nbs'):
+    "How long a page is."
+    prose, code = [[o for o in cells(stem, kind, nbs) if not FOLDED.search(o)] for kind in ('markdown', 'code')]
+    lines = sum(bool(l.strip()) and not l.startswith('#|') for o in code for l in o.splitlines())
+    return Length(sum(len(o.split()) for o in prose), len(code), lines)
+
+def companion(page):
+    "The deeper page beside a room of the lesson, or the room beside a deeper page; None if there is none."
+    return next((o for o in pages() if o.number and o.number == page.number and o.stem != page.stem), None)
 
 def neighbors(stem):
     "The page, the one before it and the one after it; None where there is none."
@@ -91,10 +109,14 @@ def seen_from(stem, path):
 def place(stem):
     "The sentence that says where a page belongs and what comes next."
     page, before, after = neighbors(stem)
-    def link(o): return f'[{title_of(o.stem)}]({seen_from(stem, o.stem)}.ipynb)'
-    said = [f"{f'Room {page.room}, in' if page.room else 'In'} the part *{page.part}*."] if page.part else []
-    if before and before.part: said.append(f'Before: {link(before)}.')
-    if after: said.append(f"{'Next' if page.part else 'Begin with'}: {link(after)}.".replace('with:', 'with'))
+    beside = companion(page)
+    def link(o, said=None): return f'[{said or title_of(o.stem)}]({seen_from(stem, o.stem)}.ipynb)'
+    if not page.part: return f'Begin with {link(after)}.'
+    if page.number and not page.room: return f'Deeper, beside room {page.number}: {link(beside)}.'
+    said = [f'{page.part}, room {page.room}.' if page.room else f'{page.part}.']
+    if before and before.part == page.part: said.append(f'Before: {link(before)}.')
+    if after: said.append(f'Next: {link(after)}.')
+    if beside: said.append(f'{link(beside, "Deeper")}: what one may want to know next.')
     return ' '.join(said)
 
 # Where a notebook runs without anything installed. User, repository and branch come from settings.ini.
@@ -116,11 +138,22 @@ def opening_line(stem):
     "What stands under the question of a page: its badges, where it belongs and what comes next."
     return f'{badges(stem)} {place(stem)}'
 
-def table():
-    "The table of all notebooks, for the index."
-    rows = [f'| [{o.label}]({o.stem}.ipynb) | {question_of(o.stem)} | {f"`fb_pass.{o.module}`" if o.module else ""} '
-            f'| {reading_minutes(o.stem)} |' for o in pages() if o.part]
-    return '\n'.join(['| notebook | its question | module | minutes |', '|---|---|---|---|', *rows])
+def minutes(stem): return max(1, round(length(stem).minutes))
+
+def lesson_table(part='Lesson'):
+    "The rooms of the lesson and the page beside each, for the index."
+    rows = []
+    for o in pages():
+        if o.part != part: continue
+        beside = (c := companion(o)) and f'[{minutes(c.stem)} minutes more]({c.stem}.ipynb)' or ''
+        rows.append(f'| [{o.label}]({o.stem}.ipynb) | {question_of(o.stem)} | {minutes(o.stem)} | {beside} |')
+    return '\n'.join(['| room | its question | minutes | deeper |', '|---|---|---|---|', *rows])
+
+def tools_table(part='Tools'):
+    "The notebooks of the tools, for the index."
+    rows = [f'| [{o.label}]({o.stem}.ipynb) | {question_of(o.stem)} | {f"`fb_pass.{o.module}`" if o.module else ""} |'
+            for o in pages() if o.part == part]
+    return '\n'.join(['| tool | its question | module |', '|---|---|---|', *rows])
 
 def install_lines(stem):
     "What the first code cell of a notebook does on Colab. Nothing is imported: it may stand beside any directive."

@@ -14,109 +14,7 @@ from fb_pass.checks import autograd_grad, check_grad
 from fb_pass.forward import lin, relu
 from fb_pass.initialization import kaiming_normal
 from fb_pass.modules import Model
-from picture import DASHES, GRAD, GROUND, INK, LARGE, LIGHT, PALE, PARAM, SMALL, VALUE, WHITE, WIDTH, Picture, blend
-
-# The path of a batch, room by room; a later room is one more line here. The guard stands around all of them.
-PATH = [
-    '00 datasets',
-    '02 normalization',
-    '03 initialization',
-    '04 forward',
-    '05 backward',
-    '06 modules',
-    '07 autograd',
-    '08 closures',
-    '09 training',
-    '10 library',
-    '11 budgets',
-    '12 tracing',
-    '13 diagnosis',
-    '14 adapters',
-    '15 doctor',
-    '16 speed',
-    '17 viewer',
-]
-GUARD = '01 checks'
-
-
-# The path: all rooms with their names, and for each room where it stands between its neighbors
-
-def _room(p, x, y, w, h, label, current=False, size=SMALL):
-    "A room with its number and its name; the current one is filled."
-    number, name = label.split()
-    edge, fill, lw, color, weight = (VALUE, VALUE, 2.5, WHITE, 'bold') if current else (INK, WHITE, 1.4, INK, 'normal')
-    p.box(x, y, w, h, edge=edge, fill=fill, lw=lw, r=6, zorder=4)
-    p.text(x + w/2, y + .28*h, number, size=SMALL, color=color)
-    p.text(x + w/2, y + .69*h, name, size=size, color=color, weight=weight)
-
-def _wall(p, bottom, current=False):
-    "The wall of the checks around all rooms, its sign in the middle of its lower edge."
-    edge, lw = (VALUE, 3) if current else (INK, 1.4)
-    p.box(6, 8, WIDTH - 12, bottom - 8, edge=edge, fill=GROUND, lw=lw, r=12, zorder=1)
-    p.box(112, bottom - 15, 226, 30, edge=edge, fill=VALUE if current else WHITE, lw=lw, r=6, zorder=4)
-    p.text(WIDTH/2, bottom, f'{GUARD}: guards every room', size=SMALL, color=WHITE if current else INK)
-
-def room_path(current):
-    "Large: the room between the one before and the one after. Small: all of them in a row."
-    p = Picture(f'The path of a batch; we are at {current}', _where(current), 186)
-    names = [o.split()[1] for o in PATH]
-    here = names.index(current) if current in names else -1
-    first = min(max(here - 1, 0), len(PATH) - 3)
-    x, y, w, h, gap = 20, 24, 118, 54, 28
-    for i in range(3):
-        left = x + i*(w + gap)
-        _room(p, left, y, w, h, PATH[first + i], first + i == here, size=15)
-        if i: p.both((left - gap + 2, y + h/2), (left - 2, y + h/2), apart=20)
-    step = (WIDTH - 2*x)/len(PATH)
-    for i, label in enumerate(PATH):
-        color, fill = (WHITE, VALUE) if i == here else (INK, LIGHT[VALUE] if i < here else WHITE)
-        p.box(x + i*step + .5, 94, step - 1, 22, edge=VALUE if i <= here else INK, fill=fill, lw=1, r=3)
-        p.text(x + (i + .5)*step, 105, label[:2], size=SMALL, color=color)
-    p.arrow((20, 138), (44, 138))
-    p.note(51, 138, 'batch', color=VALUE)
-    p.arrow((430, 138), (406, 138), color=GRAD)
-    p.text(399, 138, 'gradient', size=SMALL, color=GRAD, ha='right')
-    _wall(p, 162, current == GUARD.split()[1])
-    return p
-
-def _where(current):
-    "In words, what `room_path` shows."
-    label, n = next(o for o in [GUARD, *PATH] if o.split()[1] == current), len(PATH)
-    if label == GUARD:
-        return f'Room {label}, drawn as the wall around the {n} other rooms, whose numbers stand in a row.'
-    i = PATH.index(label)
-    sides = [f'{word} {PATH[j]}' for word, j in (('after', i - 1), ('before', i + 1)) if 0 <= j < n]
-    return f'''Room {label}, {" and ".join(sides)}. Below, the numbers of all {n} rooms in a row, inside the wall of
-    room {GUARD}. A batch goes through them to the right, the gradient comes back.'''
-
-COLS, ROOM_W, ROOM_H, GAP_X, GAP_Y, LEFT, TOP = 4, 97, 48, 13, 26, 11.5, 24
-
-def _slot(i):
-    "Upper left corner of room `i`: four in a row, and every second row runs from right to left."
-    row, col = divmod(i, COLS)
-    if row % 2: col = COLS - 1 - col
-    return LEFT + col*(ROOM_W + GAP_X), TOP + row*(ROOM_H + GAP_Y)
-
-def path():
-    "All rooms with their names."
-    bottom = TOP + (len(PATH)//COLS + 1)*(ROOM_H + GAP_Y) + 4
-    p = Picture('The path of a batch through the rooms', f'''The rooms {", ".join(PATH)} in rows of four, joined by an
-        arrow forward for the batch and one back for the gradient, inside a wall: {GUARD}, which guards every
-        room.''', bottom + 24)
-    slots = [_slot(i) for i in range(len(PATH) + 1)]
-    for (xa, ya), (xb, yb) in zip(slots, slots[1:-1]):
-        if ya == yb:
-            a, b = (xa + ROOM_W + 1, xb - 1) if xa < xb else (xa - 1, xb + ROOM_W + 1)
-            p.both((a, ya + ROOM_H/2), (b, ya + ROOM_H/2), apart=18, head=7)
-        else: p.both((xa + ROOM_W/2, ya + ROOM_H + 2), (xa + ROOM_W/2, yb - 2), apart=18)
-    for (x, y), label in zip(slots, PATH): _room(p, x, y, ROOM_W, ROOM_H, label)
-    x, y = slots[-1]
-    p.arrow((x + 2, y + 13), (x + 26, y + 13))
-    p.arrow((x + 26, y + 35), (x + 2, y + 35), color=GRAD)
-    p.note(x + 32, y + 13, 'batch', color=VALUE)
-    p.note(x + 32, y + 35, 'gradient', color=GRAD)
-    _wall(p, bottom)
-    return p
+from picture import DASHES, GRAD, INK, LARGE, LIGHT, PALE, PARAM, SMALL, VALUE, WHITE, Picture, blend
 
 
 # The whole project in one look
@@ -581,9 +479,8 @@ def speed():
     return p
 
 
-PICTURES = {f'path_{o.split()[1]}': lambda o=o: room_path(o.split()[1]) for o in (GUARD, *PATH)}
-PICTURES |= {f.__name__: f for f in (hero, path, matmul_grad, outer_vs_matmul, kaiming_depth, broadcast_trap,
-                                     finite_difference, closures, speed)}
+PICTURES = {f.__name__: f for f in (hero, matmul_grad, outer_vs_matmul, kaiming_depth, broadcast_trap,
+                                    finite_difference, closures, speed)}
 PICTURES |= {'network': lambda: network(False), 'network_backward': lambda: network(True)}
 
 def draw_all(folder):
