@@ -1,4 +1,4 @@
-"Exercises on closures: layers whose `forward` returns the backward, an optimizer with a memory, a batch in parts."
+"Exercises on closures: layers whose `forward` returns a backward function, momentum, a batch in parts."
 import numpy as np
 import torch
 from fb_pass.checks import autograd_grad
@@ -14,19 +14,19 @@ def _tanh(slope):
             return Y, lambda Yg: slope(X, Y, Yg)
     return Tanh
 
-@exercise('08.1', 'Write `Tanh`, a `Layer` whose `forward` returns the hyperbolic tangent of `X` and its way back.',
-    'The closure holds `Y` and nothing else. `X` can be forgotten as soon as the next layer has it.', slips={
-    'The slope is written in terms of what came out, and not of what went in.': _tanh(lambda X, Y, Yg: Yg*(1 - X**2)),
-    'That is the slope alone. Where is `Yg`, the gradient that arrives?': _tanh(lambda X, Y, Yg: 1 - Y**2),
-    'This is the slope of the sigmoid. That of tanh is 1 at 0: differentiate the quotient in the text above.':
+@exercise('08.1', 'Write `Tanh`, a `Layer` whose `forward` returns the hyperbolic tangent and a backward function.',
+    'The closure holds `Y` and nothing else. `X` is not needed.', slips={
+    'The derivative is written in terms of the output, not of the input.': _tanh(lambda X, Y, Yg: Yg*(1 - X**2)),
+    'That is the derivative alone. Where is `Yg`, the upstream gradient?': _tanh(lambda X, Y, Yg: 1 - Y**2),
+    'This is the derivative of the sigmoid. That of tanh is 1 at 0: differentiate the quotient in the text above.':
         _tanh(lambda X, Y, Yg: Yg*Y*(1 - Y))}, wrong=[
     ('Nudge', _tanh(lambda X, Y, Yg: Yg*(1 - Y))),
     ('two things', type('Tanh', (Layer,), dict(forward=lambda self, X: np.tanh(X))))])
 def tanh(cls):
     X,u = arrays((5, 4), (5, 4))
     made = cls().forward(X)
-    assert isinstance(made, tuple) and len(made) == 2, ('`forward` returns two things: what comes out, and the '
-        'function that goes back.')
+    assert isinstance(made, tuple) and len(made) == 2, ('`forward` returns two things: the output, and the '
+        'backward function.')
     Y,backward = made
     assert agree(Y, np.tanh(X)), 'Forward first: `np.tanh(X)`.'
     x,g = torch.from_numpy(X),torch.from_numpy(u)
@@ -35,7 +35,7 @@ def tanh(cls):
     yield ask(backward(u), want, 'Xg', 'Nudge the input at one place where the output is known.', **where)
 
 def _sum_layer(way):
-    "A layer that adds up what several layers make of the same input; `way` makes its way back out of theirs."
+    "A layer that adds up the outputs of several layers; `way` makes its backward function from theirs."
     class Sum(Layer):
         def __init__(self, *layers): self.layers,self.parameters = layers,[p for o in layers for p in o.parameters]
         def forward(self, X):
@@ -50,7 +50,7 @@ def _one_after_the_other(backs):
     return backward
 
 @exercise('08.3', 'Find out why the gradients of `FaultySum` are wrong, and write `RepairedSum`, in which they are '
-    'right.', 'A list of ways back, as in `Sequential`; only that they are called side by side and their results are '
+    'right.', 'A list of backward functions, as in `Sequential`; but each gets the same `Yg`, and the results are '
     'added.', wrong=[
     ('no gradient at all', _sum_layer(lambda backs: lambda Yg: sum(backs[-1](Yg) for _ in backs))),
     ('side by side', _sum_layer(_one_after_the_other)),
@@ -61,22 +61,22 @@ def repaired_sum(cls):
     layers = [Linear(4, 4, k) for k in (1, 2, 3)]
     weights = [o.parameters[0] for o in layers]
     Y,backward = cls(*layers).forward(X)
-    assert agree(Y, sum(o.forward(X)[0] for o in layers)), ('Forward was right: the sum of what the layers make of '
-        '`X`. Leave it so.')
+    assert agree(Y, sum(o.forward(X)[0] for o in layers)), ('The forward pass was right: the sum of the outputs of the '
+        'layers. Leave it as it is.')
     g,want = backward(u),X.T@u
     silent = sum(not w.gradient.any() for w in weights)
-    assert not silent, (f'{silent} of 3 layers have got no gradient at all, and another one too much. How many '
+    assert not silent, (f'{silent} of 3 layers got no gradient at all, and another one too much. How many '
         'variables `back` are there, and when is it looked up?')
-    assert not agree(weights[0].gradient, want/3), ('A sum has slope 1 for each of its terms: every layer is handed '
+    assert not agree(weights[0].gradient, want/3), ('A sum has derivative 1 for each of its terms: every layer gets '
         'all of `Yg`, undivided.')
     for i,w in enumerate(weights): assert agree(w.gradient, want), (f'The gradient of the weight of layer {i} is '
-        'wrong. The layers stand side by side, and not in a row: each of them is handed the same `Yg`.')
+        'wrong. The layers stand side by side, and not in a row: each of them gets the same `Yg`.')
     terms = {f'layer {i}': torch.from_numpy(u@w.tensor.T) for i,w in enumerate(weights)}
-    hint = 'The input was used once by each layer. What becomes of the parts?'
+    hint = 'The input was used once by each layer. What happens to the contributions?'
     yield ask(g, sum(terms.values()), 'Xg', hint, terms=terms)
 
 def _with_memory(where, rule=lambda beta, v, g: beta*v + g, clears=True):
-    "An optimizer whose velocities are kept under `where(param)`, which go on by `rule`."
+    "An optimizer that keeps velocities under `where(param)` and updates them by `rule`."
     class Momentum:
         def __init__(self, lr, beta): self.lr,self.beta,self.kept = lr,beta,{}
         def update(self, param):
@@ -89,7 +89,7 @@ def _with_memory(where, rule=lambda beta, v, g: beta*v + g, clears=True):
     'each parameter.', 'A dictionary whose keys are the parameters, or an attribute on them. Both outlive the arrays, '
     'which are new after every step.', wrong=[
     ('each of the parameters', _with_memory(lambda p: 'all')),
-    ('puts a new array', _with_memory(lambda p: id(p.tensor))), ('clean', _with_memory(id, clears=False)),
+    ('puts a new array', _with_memory(lambda p: id(p.tensor))), ('clears', _with_memory(id, clears=False)),
     ('first step', _with_memory(id, lambda beta, v, g: beta*v + (1 - beta)*g)),
     ('no memory', _with_memory(id, lambda beta, v, g: g))])
 def momentum(cls):
@@ -107,7 +107,7 @@ def momentum(cls):
             which = 'A first step has no velocity yet, and is `lr` times the gradient.'
             if step: which = 'The velocity becomes `beta` times what it was plus the gradient.'
             assert agree(p.tensor, at[i]), f'Step {step + 1} of parameter {i} is wrong. {which}'
-            assert not p.gradient.any(), 'The step is right. Who leaves the slate clean for the next batch?'
+            assert not p.gradient.any(), 'The step is right. But what clears the gradient for the next batch?'
 
 def _in_parts(weight, update_each=False):
     "A step in parts: `weight(n, N, k)` is the factor of a part of n of N examples in k parts."
@@ -124,7 +124,7 @@ def _steps(learner, parts):
     for o in parts: learner.fit_batch(*o)
 
 @exercise('08.5', 'Write `step_in_parts(learner, parts)`: one step, as if the parts, pairs `(X, Y)`, were one batch.',
-    'To the last digits the step of the whole batch, with the memory of the larger part. It works because `backward` '
+    'The step of the whole batch up to rounding, with the memory of the larger part. It works because `backward` '
     'adds, and only the optimizer clears.', slips={
     'Nothing has moved. After the last part it is the turn of `learner.model.update(learner.optimizer)`.':
         lambda learner, parts: None,
