@@ -23,7 +23,7 @@ def sigmoid_grad(backward):
 
 def _errors_back(slope): return lambda inp, targ: add_grad(inp, slope(inp[:,0] - targ)[:,None]/len(inp))
 
-@exercise('05.2', 'Derive the backward of the mean absolute error, and write it as `mae_grad(inp, targ)`: it adds to '
+@exercise('05.4', 'Derive the backward of the mean absolute error, and write it as `mae_grad(inp, targ)`: it adds to '
     '`inp.g`.', 'Every prediction pulls equally hard, however wrong it is. That is why this loss is not impressed by '
     'outliers, and why it does not settle near the best answer.', slips={
     'The directions are right, the lengths are not. Where is the mean?': _errors_back(lambda d: d.sign()*len(d)),

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from badges import refresh, with_install, with_opening
 from book import (Page, cells, companion, hosts, install_lines, length, lesson_table, notebooks, opening_line, pages,
-                  place, root, seen_from, settings, title_of, tools_table)
+                  place, root, seen_from, settings, title_of, tools_table, words)
 
 CFG = settings()
 STEMS = [o.stem for o in pages()]
@@ -43,14 +43,20 @@ def test_the_rooms_after_it_take_25_minutes_each():
     long = {o.stem: m for o in pages() if o.part == 'Lesson' and (m := length(o.stem).minutes) > 25}
     assert not long, long
 
-def test_what_is_hidden_or_folded_is_not_counted(tmp_path):
+def test_what_is_hidden_or_folded_or_an_exercise_is_not_counted(tmp_path):
     def code(source): return dict(cell_type='code', source=source)
     cells = [dict(cell_type='markdown', source='# One two\n\nthree'), code('#| hide\nx = 1'), code('#| default_exp x'),
              code('#| code-summary: "Solution"\n#| code-fold: true\ny = 1'), code('#| export\nz = 1\n\nw = 2'),
-             dict(cell_type='markdown', source='<details><summary>Solution</summary>so</details>')]
+             dict(cell_type='markdown', source='<details><summary>Solution</summary>so</details>'),
+             dict(cell_type='markdown', source='## Exercises\n\nto do'), code('answer = None'),
+             dict(cell_type='markdown', source='## Checks')]
     (tmp_path/'a.ipynb').write_text(json.dumps(dict(cells=cells)))
     found = length('a', tmp_path)
     assert found == (4, 1, 2) and found.minutes == pytest.approx(4/240 + 2/25)
+
+def test_words_are_counted_as_a_reader_reads_them():
+    assert words('# One two\n\nthree $a + b$, `four_4`') == 5
+    assert words('![not this](../x.svg)\n\n[one](two.html)\n\n| a | b |\n|---|---|\n$$\nx\n$$') == 4
 
 def numbers(text):
     "The numbers with a point, or of four digits and more, as they are written; no years, names or versions."

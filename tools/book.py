@@ -84,11 +84,21 @@ class Length(NamedTuple):
 
 FOLDED = re.compile(r'\A(?:#\|.*\n)*#\| (?:default_exp|hide$|code-fold|code-summary)|\A<details>', re.MULTILINE)
 
+def words(text):
+    "How many words a reader reads: a formula counts as one, a picture as none."
+    text = re.sub(r'!\[[^\]]*\]\([^)]*\)|^\[!\[.*$|^[|: -]+$', ' ', text, flags=re.MULTILINE)
+    text = re.sub(r'\$\$.*?\$\$|\$[^$]+\$', ' x ', text, flags=re.DOTALL)
+    return len(re.findall(r"[^\W_][\w.'-]*", re.sub(r'\]\([^)]*\)', ' ', text)))
+
 def length(stem, nbs=root/'nbs'):
-    "How long a page is."
-    prose, code = [[o for o in cells(stem, kind, nbs) if not FOLDED.search(o)] for kind in ('markdown', 'code')]
+    "How long a page is without its exercises, which are for doing."
+    nb, inside, prose, code = json.loads((nbs/f'{stem}.ipynb').read_text(encoding='utf-8')), False, [], []
+    for c in nb['cells']:
+        source, kind = ''.join(c['source']), c['cell_type']
+        if kind == 'markdown' and (found := re.findall(r'(?m)^## (.*?) *$', source)): inside = found[-1] == 'Exercises'
+        if not inside and not FOLDED.search(source): (code if kind == 'code' else prose).append(source)
     lines = sum(bool(l.strip()) and not l.startswith('#|') for o in code for l in o.splitlines())
-    return Length(sum(len(o.split()) for o in prose), len(code), lines)
+    return Length(sum(map(words, prose)), len(code), lines)
 
 def companion(page):
     "The deeper page beside a room of the lesson, or the room beside a deeper page; None if there is none."
