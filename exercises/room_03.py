@@ -1,4 +1,4 @@
-"Exercises on initialization: the size of weights, and what an activation leaves of it."
+"Exercises on initialization: the size of weights, and how much of it an activation keeps."
 import math
 
 import torch
@@ -6,7 +6,7 @@ from fb_pass.initialization import kaiming_std
 from .asking import exercise
 
 @exercise('03.2', 'Write `abs_std(fan)`, the size of weights that keeps the second moment if the activation is '
-    '`z.abs()`.', 'A square forgets the sign, so nothing is lost. It is `kaiming_std(fan, a=-1.)`, too.', wrong=[
+    '`z.abs()`.', 'A square has no sign, so the absolute value keeps all of it.', wrong=[
     ('Twice that', kaiming_std), ('root', lambda fan: 1/fan), ('fan', lambda fan: 1.)])
 def abs_std(answer):
     sizes = {fan: float(answer(fan)) for fan in (4, 100)}
@@ -14,12 +14,12 @@ def abs_std(answer):
     factor = float((x @ (torch.randn(100, 500)*sizes[100])).abs().pow(2).mean() / x.pow(2).mean())
     hint = ('Solve `fan * size**2 * share = 1` for the size; mind the root, and what share of the squares the '
         'activation leaves.')
-    if abs(factor - 2) < .1: hint = ('Twice that: it is made for an activation that takes half away. What does `abs` '
-        'do to a square?')
+    if abs(factor - 2) < .1: hint = ('Twice that: your size is for an activation that removes half. What does `abs` do '
+        'to a square?')
     assert abs(factor - 1) < .05, (f'I tried it with 100 inputs: after one layer the second moment is {factor:.3g} '
         f'times what it was. {hint}')
     fits = abs(sizes[4] - .5) < 1e-6 and abs(sizes[100] - .1) < 1e-6
-    assert fits, f'It fits for a fan of 100, not for a fan of 4: there it gives {sizes[4]:.3g}.'
+    assert fits, f'It is right for a fan of 100, but not for a fan of 4: there it gives {sizes[4]:.3g}.'
 
 def _drawn(n_out, n_in, after='relu'):
     return torch.nn.init.kaiming_normal_(torch.empty(n_out, n_in), nonlinearity=after)
@@ -27,17 +27,17 @@ def _drawn(n_out, n_in, after='relu'):
 @exercise('03.3', 'Write `draw_mended(n_in, n_out)`: weights `(n_in, n_out)` of the size that keeps the activations.',
     "`mode='fan_out'` on our shape does the same: the two names are exchanged with the axes.", wrong=[
     ('second axis', lambda n_in, n_out: _drawn(n_in, n_out)), ('shape', lambda n_in, n_out: _drawn(n_out, n_in)),
-    ('what ReLU takes away', lambda n_in, n_out: _drawn(n_out, n_in, 'linear').t())])
+    ('what ReLU removes', lambda n_in, n_out: _drawn(n_out, n_in, 'linear').t())])
 def draw(answer):
     w = answer(600, 100)
     fits = isinstance(w, torch.Tensor) and tuple(w.shape) == (600, 100)
     assert fits, f'The shape is {tuple(getattr(w, "shape", ()))}, expected (600, 100): `x@w` needs it so.'
     ratio, mean = float(w.std()) / kaiming_std(600), float(w.mean())
     said = f'The weights have {ratio:.2f} times the size they should have,'
-    assert abs(ratio - 6**.5) > .1, (f'{said} the root of 600/100: torch takes its `fan_in` off the second axis. Which '
+    assert abs(ratio - 6**.5) > .1, (f'{said} the root of 600/100: torch reads `fan_in` from the second axis. Which '
         'axis is that in ours?')
     assert abs(ratio - 1) < .05 and abs(mean) < 5e-3, (f'{said} `kaiming_std(600)`, and mean {mean:.3f}. Is the fan '
-        'right, and is there a 2 for what ReLU takes away?')
+        'right, and is there a 2 for what ReLU removes?')
 
 @exercise('03.5', 'Find `alpha` and `beta` such that `alpha*(relu(z) - beta)` has mean 0 and second moment 1 for '
     'standard normal `z`.', 'With weights of variance `1/fan` it keeps mean and size through any number of layers. Try '

@@ -53,7 +53,7 @@ def names(folder): return {f'{f.cell.module}.{f.qualname}' for f in functions(fo
 def test_backward_functions_are_found(root):
     found = names(root/'fb_pass')
     expected = dict(
-        gradients='add_grad clear_grads upstream_grad', normalization='normalize_grad normalize_full_grad',
+        gradients='add_grad clear_grads upstream_grad', norms='normalize_grad normalize_full_grad',
         backward='mse_grad relu_grad lin_grad forward_and_backward',
         modules='Module.__call__ Module.backward Model.bwd',
         training='cross_entropy_grad SGD.update AdamW.update',

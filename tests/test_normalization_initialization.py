@@ -9,7 +9,8 @@ from torch import nn
 from fb_pass.checks import autograd_grad, check_grad, test_near_zero as near_zero
 from fb_pass.gradients import clear_grads
 from fb_pass.initialization import kaiming_normal, kaiming_std, kaiming_uniform
-from fb_pass.normalization import normalize, normalize_full_grad, normalize_grad
+from fb_pass.normalization import normalize
+from fb_pass.norms import normalize_full_grad, normalize_grad
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**16)

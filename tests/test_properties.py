@@ -19,7 +19,8 @@ from fb_pass.gradients import clear_grads
 from fb_pass.forward import lin, mse, relu
 from fb_pass.library import as_torch
 from fb_pass.modules import Lin, Model, Mse, Relu
-from fb_pass.normalization import normalize, normalize_full_grad, normalize_grad
+from fb_pass.normalization import normalize
+from fb_pass.norms import normalize_full_grad, normalize_grad
 from fb_pass.training import CrossEntropy, cross_entropy, cross_entropy_grad, log_softmax, logsumexp, mlp, softmax
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st

@@ -20,7 +20,8 @@ from fb_pass.gradients import add_grad
 from fb_pass.forward import lin, mse, relu
 from fb_pass.library import as_torch
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
-from fb_pass.normalization import normalize, normalize_full_grad, normalize_grad
+from fb_pass.normalization import normalize
+from fb_pass.norms import normalize_full_grad, normalize_grad
 from fb_pass.training import CrossEntropy, cross_entropy, cross_entropy_grad, logsumexp, mlp, softmax
 from torch import nn
 
