@@ -7,7 +7,7 @@ def _no_column(x, w, b):
     for j in range(w.shape[0]): out = out + x[:,j]*w[j]
     return out
 
-@exercise('04.2', 'Write `lin_one_loop(x, w, b)` with one loop over the inputs.', 'A matrix product is a sum of such '
+@exercise('04.3', 'Write `lin_one_loop(x, w, b)` with one loop over the inputs.', 'A matrix product is a sum of such '
     'products of a column and a row. In the next room the gradient of the weights is one, with the loop over the '
     'examples.', slips={
     'On square matrices it runs, and gives something else than `x@w + b`. `x[:,j]` is a vector: against `w[j]` it is '
@@ -32,7 +32,7 @@ def _loss(inner, outer, column=True):
     return loss
 def _none(t): return t
 
-@exercise('04.3', 'Write `loss_mended(x, targ, w1, b1, w2, b2)` without the bug.', 'A value that is computed and never '
+@exercise('04.2', 'Write `loss_mended(x, targ, w1, b1, w2, b2)` without the bug.', 'A value that is computed and never '
     'used is what linters look for. Here no shape gave it away.', slips={
     'It is still linear: for this network `f(x) + f(-x) == 2*f(0)`, as for a single layer. Follow the names line by '
         'line: what goes into the second layer?': _loss(_none, _none),
