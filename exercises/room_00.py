@@ -4,7 +4,7 @@ import torch
 from fb_pass.datasets import DataError, parse_idx
 from .asking import exercise
 
-@exercise('00.1', 'Write the bytes of an IDX file with the three labels 7, 1, 4: `bytes([0, 0, 8, ...])`.',
+@exercise('00.4', 'Write the bytes of an IDX file with the three labels 7, 1, 4: `bytes([0, 0, 8, ...])`.',
     'Eleven bytes. `parse_idx` reads them; give it the file of a friend.', wrong=[
     ('four bytes', bytes([0, 0, 8, 1, 3, 7, 1, 4])), ('highest byte first', bytes([0, 0, 8, 1, 3, 0, 0, 0, 7, 1, 4])),
     ('magic number 2051', bytes([0, 0, 8, 3, 0, 0, 0, 3, 7, 1, 4])), ('the labels are', b'\0\0\x08\1\0\0\0\x03714')])
@@ -16,7 +16,7 @@ def label_file(answer):
         'axis, in four bytes, the highest byte first; then the labels.') from None
     assert labels == [7, 1, 4], f'It can be read, and the labels are {labels}.'
 
-@exercise('00.3', 'Write `blend_mended(a, b)`, the mean of two arrays of `uint8`, without the bug.', 'First float, '
+@exercise('00.1', 'Write `blend_mended(a, b)`, the mean of two arrays of `uint8`, without the bug.', 'First float, '
     'then arithmetic. That is why `get_data` converts before it divides.', wrong=[
     ('starts again at 0', lambda a, b: (a + b)/2), ('starts again at 0', lambda a, b: (a + b).astype(np.float32)/2),
     ('half a gray level', lambda a, b: a//2 + b//2), ('the mean', lambda a, b: a.astype(float) + b)])
@@ -31,7 +31,7 @@ def blend(answer):
 
 def _draws(x, y): i = torch.randint(len(x), (len(x),)); return x[i], y[i]
 
-@exercise('00.5', 'Write `shuffle_pairs(x, y)`, which returns both in the same random order.', 'One order for both. '
+@exercise('00.3', 'Write `shuffle_pairs(x, y)`, which returns both in the same random order.', 'One order for both. '
     '`check_pairs` would have noticed the other way, too.', wrong=[
     ('have come apart', lambda x, y: (x[torch.randperm(len(x))], y[torch.randperm(len(y))])),
     ('have come apart', lambda x, y: (x[torch.randperm(len(x))], y)), ('missing', _draws),
