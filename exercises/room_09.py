@@ -35,7 +35,7 @@ def _smooth_back(truth, mean=True):
         add_grad(inp, g/len(inp) if mean else g)
     return back
 
-@exercise('09.2', 'Derive the gradient of the smoothed cross-entropy, and write `smooth_grad(inp, targ, eps)`: it adds '
+@exercise('09.3', 'Derive the gradient of the smoothed cross-entropy, and write `smooth_grad(inp, targ, eps)`: it adds '
     'to `inp.g`.', 'Probabilities minus the truth, whatever the truth is. It vanishes when the network is as sure as '
     'the truth, and no surer.', slips={
     'That is the gradient of the plain cross-entropy. Where does `eps` come in?': _smooth_back(lambda h, eps, c: h),
@@ -68,7 +68,7 @@ def _adam(update):
 class _Rebinding(_adam(None)):
     def update(self, i, p): p = p - self.lr*p.g.sign()
 
-@exercise('09.3', 'Find the fault of `FaultyAdam`, and write its `update` again, in `RepairedAdam`.', 'The correction '
+@exercise('09.4', 'Find the fault of `FaultyAdam`, and write its `update` again, in `RepairedAdam`.', 'The correction '
     'is for this step only. In place it got into the memory, and was applied again in every step after.', wrong=[
     ('The first step agrees', _adam(lambda m, s, c1, c2, g: (m.div_(c1), s.div_(c2)))),
     ('begin with zero', _adam(lambda m, s, c1, c2, g: (m, s))), ('in place', _Rebinding),

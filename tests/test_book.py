@@ -24,7 +24,8 @@ def test_a_deeper_page_stands_beside_its_room():
     for o in pages():
         if o.part != 'Deeper': continue
         assert (room := companion(o)) and room.part == 'Lesson' and room.name == o.name, o.stem
-        assert f'](deeper/{o.stem[7:]}.ipynb' in '\n'.join(cells(room.stem, 'markdown')), f'{room.stem} links to {o.stem}'
+        text = '\n'.join(cells(room.stem, 'markdown'))
+        assert f'](deeper/{o.stem[7:]}.ipynb' in text, f'{room.stem} has no link to {o.stem}'
 
 HOUR = [o.stem for o in pages() if o.part == 'Lesson' and o.number <= '07']
 
@@ -44,12 +45,14 @@ def test_the_rooms_after_it_take_25_minutes_each():
     assert not long, long
 
 def test_what_is_hidden_or_folded_or_an_exercise_is_not_counted(tmp_path):
-    def code(source): return dict(cell_type='code', source=source)
-    cells = [dict(cell_type='markdown', source='# One two\n\nthree'), code('#| hide\nx = 1'), code('#| default_exp x'),
+    def code(source, **jupyter): return dict(cell_type='code', source=source, metadata=dict(jupyter=jupyter))
+    def md(source): return dict(cell_type='markdown', source=source, metadata={})
+    cells = [md('# One two\n\nthree'), code('v = 1', source_hidden=True), code('#| hide\nx = 1'),
+             code('#| default_exp x'),
              code('#| code-summary: "Solution"\n#| code-fold: true\ny = 1'), code('#| export\nz = 1\n\nw = 2'),
-             dict(cell_type='markdown', source='<details><summary>Solution</summary>so</details>'),
-             dict(cell_type='markdown', source='## Exercises\n\nto do'), code('answer = None'),
-             dict(cell_type='markdown', source='## Checks')]
+             md('<details><summary>Solution</summary>so</details>'),
+             md('## Exercises\n\nto do'), code('answer = None'),
+             md('## Checks')]
     (tmp_path/'a.ipynb').write_text(json.dumps(dict(cells=cells)))
     found = length('a', tmp_path)
     assert found == (4, 1, 2) and found.minutes == pytest.approx(4/240 + 2/25)
@@ -73,7 +76,8 @@ def test_numbers_of_the_prose_are_those_of_the_cells(stem):
     nb = json.loads((root/'nbs'/f'{stem}.ipynb').read_text(encoding='utf-8'))
     code = [c for c in nb['cells'] if c['cell_type'] == 'code']
     texts = [''.join(c['source']) for c in code]
-    for o in (o for c in code for o in c['outputs']): texts += [''.join(o.get('text', o.get('data', {}).get('text/plain', '')))]
+    outputs = [o for c in code for o in c['outputs']]
+    texts += [''.join(o.get('text', o.get('data', {}).get('text/plain', ''))) for o in outputs]
     known = [float(m.replace(',', '').replace('_', '')) for t in texts
              for m in re.findall(r'\d[\d_]*(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?', t)]
     known += [100*o for o in known] # a share, said in percent

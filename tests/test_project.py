@@ -136,7 +136,8 @@ def graph(): return grimp.build_graph('fb_pass', cache_dir=None)
 def test_module_needs_no_later_room_and_there_is_no_circle(graph, name):
     "Directly or by way of others; nor does a module name another in a string, to import it when it is called."
     here = f'fb_pass.{name}'
-    in_strings = set(re.findall(r"""['"]fb_pass\.([\w.]+)['"]""", modules[name].read_text(encoding='utf-8'))) & places.keys()
+    in_strings = set(re.findall(r"""['"]fb_pass\.([\w.]+)['"]""", modules[name].read_text(encoding='utf-8')))
+    in_strings &= places.keys()
     in_strings.discard(name.rpartition('.')[0]) # its own package, where its files are
     assert not in_strings, f'imported by name: {in_strings}'
     needed = {o[8:] for o in graph.find_upstream_modules(here)}

@@ -91,12 +91,13 @@ def words(text):
     return len(re.findall(r"[^\W_][\w.'-]*", re.sub(r'\]\([^)]*\)', ' ', text)))
 
 def length(stem, nbs=root/'nbs'):
-    "How long a page is without its exercises, which are for doing."
+    "How long a page is, without what is hidden or folded, and without its exercises, which are for doing."
     nb, inside, prose, code = json.loads((nbs/f'{stem}.ipynb').read_text(encoding='utf-8')), False, [], []
     for c in nb['cells']:
         source, kind = ''.join(c['source']), c['cell_type']
         if kind == 'markdown' and (found := re.findall(r'(?m)^## (.*?) *$', source)): inside = found[-1] == 'Exercises'
-        if not inside and not FOLDED.search(source): (code if kind == 'code' else prose).append(source)
+        folded = c['metadata'].get('jupyter', {}).get('source_hidden') or FOLDED.search(source)
+        if not inside and not folded: (code if kind == 'code' else prose).append(source)
     lines = sum(bool(l.strip()) and not l.startswith('#|') for o in code for l in o.splitlines())
     return Length(sum(map(words, prose)), len(code), lines)
 

@@ -48,6 +48,13 @@ class reference_last(Processor):
         public = [c for c in entries if 'show_doc(_' not in c.source]
         if public: self.nb.cells += [mk_cell('## Reference', 'markdown'), *public]
 
+class fold(Processor):
+    "What JupyterLab folds away by the metadata of a cell, the site folds, too."
+    def cell(self, cell):
+        hidden = cell.get('metadata', {}).get('jupyter', {}).get('source_hidden')
+        if hidden and 'code-fold' not in cell.source:
+            cell.source = f'#| code-fold: true\n#| code-summary: "Code"\n{cell.source}'
+
 words = dict(title='titled', xlabel='to the right', ylabel='upward', label='with')
 
 def labels(source):
@@ -107,6 +114,6 @@ class from_site(Processor):
             if 'text/markdown' in data: data['text/markdown'] = self.fix(''.join(data['text/markdown']))
 
 # What `settings.ini` could say to nbdev as well; it does not, so that nbdev's own commands need no folder of ours.
-procs = front_matter, drop_setup, reference_last, alt_texts, from_site
+procs = front_matter, drop_setup, reference_last, fold, alt_texts, from_site
 options = dict(renderer='site_cells.Reference', skip_procs='FrontmatterProc,rm_export',
                procs=' '.join(f'site_cells:{o.__name__}' for o in procs))
