@@ -30,9 +30,9 @@ def _frugal(keep, slope):
     'the output is the mask of the input. In a network of ten layers that is ten activations less.', slips={
     'Every gradient passes. What comes out of ReLU is never negative, so `out >= 0` is true everywhere.':
         _frugal('out', lambda out, g: g*(out >= 0)),
-    'The mask is right, but what arrives at the output, `grad`, is not in the result.':
+    'The mask is right, but the upstream gradient, `grad`, is not in the result.':
         _frugal('out', lambda out, g: (out > 0).to(g)),
-    'The slope of ReLU is 1 or 0, and not what came out.': _frugal('out', lambda out, g: g*out)}, wrong=[
+    'The derivative of ReLU is 1 or 0, and not the output.': _frugal('out', lambda out, g: g*out)}, wrong=[
     ('keeps its input alive', _frugal('x', lambda x, g: g*(x > 0))),
     ('keeps its input alive', _frugal('attribute', lambda x, g: g*(x > 0)))])
 def frugal_relu(function):
