@@ -78,8 +78,8 @@ hook: $(READY)  ## have git call ruff before each commit
 mutants: $(READY)  ## put faults into the backward functions, one at a time: who notices? (or some: make mutants ONLY=backward)
 	@$(BIN)/python tools/mutants.py $(ONLY) --jobs $(JOBS) $(if $(SESSION),--session '$(abspath $(SESSION))')
 
-doctor: $(READY)  ## try check_layer: false alarms, each fault caught and named, other checks beside it, into results/ (long; QUICK=1: minutes)
-	$(BIN)/python tools/doctor_trials.py --jobs $(JOBS) $(if $(QUICK),--quick)
+doctor: $(READY)  ## try check_layer: false alarms, each fault caught and named, other checks beside it, into results/ (hours; PART=4: one case of four; QUICK=1: minutes)
+	$(BIN)/python tools/doctor_trials.py --jobs $(JOBS) $(if $(PART),--part $(PART)) $(if $(QUICK),--quick)
 
 bench: $(READY)  ## time of a training step: ours, torch, torch.compile, JAX, numpy, into results/ (all of MNIST; some minutes, on a free machine)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' -c constraints.txt

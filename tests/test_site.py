@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 pytestmark = pytest.mark.site
 pytest.importorskip('playwright.sync_api')
 from axe_playwright_python.sync_playwright import Axe
-from book import cells, pages, root, settings
+from book import cells, companion, pages, root, settings
 
 CFG = settings()
 BASE = f"{CFG['doc_host']}{CFG['doc_baseurl']}/"
@@ -150,14 +150,14 @@ def test_pictures_have_a_size_and_words(page):
         assert o['natural'] > 0 and o['width'] > 15 and o['height'] > 8 and len(o['alt'].split()) >= 3, o
 
 def test_first_screen_says_where_we_are(page):
-    "Title, question, place and what comes next, without scrolling."
+    "Title, question, place and what comes next, without scrolling; a deeper page leads back to its room."
     tab = page.tab
     tab.evaluate('scrollTo(0, 0)')
     question = re.search(r'^> (.+)', '\n'.join(cells(page.stem, 'markdown')), re.MULTILINE)[1]
     said = tab.locator('main').get_by_text(re.compile(re.sub(r"[^\w ]+", '.{0,2}', question))).first
     i = STEMS.index(page.stem)
     shown = [tab.locator('h1'), said, tab.get_by_alt_text('Open in Colab'), tab.get_by_alt_text('Open in Binder')]
-    for o in STEMS[i+1:i+2]:
+    for o in [companion(BOOK[i]).stem] if BOOK[i].part == 'Deeper' else STEMS[i+1:i+2]:
         shown.append(tab.locator(f'main p:has(img[alt="Open in Colab"]) a[href$="{posixpath.basename(o)}.html"]'))
     for what in shown:
         box = what.bounding_box(timeout=2000)

@@ -91,6 +91,7 @@ class from_site(Processor):
         self.folder = posixpath.dirname(page.stem) if page else ''
         self.stems = {re.sub(r'(^|/)\d\d_', r'\1', o.stem): o.stem for o in pages()} # nbdev leaves out the numbers
     def fix(self, text):
+        text = re.sub(r'\[\[(`[^`]+`)\]\([^)]*\)\]\(([^)]+)\)', r'[\1](\2)', text) # nbdev links names in links, too
         text = re.sub(rf'\[`([^`]+?)(\(\))?`\]\({self.host}([\w/]+)\.html#([^)]+)\)', self.to_reference, text)
         text = re.sub(r'''(\]\(|(?:src|href)=["'])(\.\./[^)"'\s]*)''', self.to_place, text)
         # Alone on its line a picture would get its words as a caption, too; they are for who does not see it.
