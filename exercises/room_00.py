@@ -1,11 +1,11 @@
-"Exercises on the data: bytes, gray levels, pairs of pictures and labels."
+"Exercises on the data: bytes, gray levels, pairs of images and labels."
 import numpy as np
 import torch
 from fb_pass.datasets import DataError, parse_idx
 from .asking import exercise
 
 @exercise('00.4', 'Write the bytes of an IDX file with the three labels 7, 1, 4: `bytes([0, 0, 8, ...])`.',
-    'Eleven bytes. `parse_idx` reads them; give it the file of a friend.', wrong=[
+    'Eleven bytes, and `parse_idx` reads them.', wrong=[
     ('four bytes', bytes([0, 0, 8, 1, 3, 7, 1, 4])), ('highest byte first', bytes([0, 0, 8, 1, 3, 0, 0, 0, 7, 1, 4])),
     ('magic number 2051', bytes([0, 0, 8, 3, 0, 0, 0, 3, 7, 1, 4])), ('the labels are', b'\0\0\x08\1\0\0\0\x03714')])
 def label_file(answer):
@@ -32,7 +32,7 @@ def blend(answer):
 def _draws(x, y): i = torch.randint(len(x), (len(x),)); return x[i], y[i]
 
 @exercise('00.3', 'Write `shuffle_pairs(x, y)`, which returns both in the same random order.', 'One order for both. '
-    '`check_pairs` would have noticed the other way, too.', wrong=[
+    'With two different orders, the nearest mean would be right about once in ten.', wrong=[
     ('have come apart', lambda x, y: (x[torch.randperm(len(x))], y[torch.randperm(len(y))])),
     ('have come apart', lambda x, y: (x[torch.randperm(len(x))], y)), ('missing', _draws),
     ('still in the old order', lambda x, y: (x, y))])
@@ -40,10 +40,10 @@ def shuffle_pairs(answer):
     y = torch.arange(100); x = y[:,None].float().expand(100, 4)/256
     new = answer(x, y)
     pair = isinstance(new, (tuple, list)) and len(new) == 2 and all(isinstance(o, torch.Tensor) for o in new)
-    assert pair, 'Return two tensors, the pictures and the labels.'
+    assert pair, 'Return two tensors, the images and the labels.'
     got, want = [tuple(o.shape) for o in new], [tuple(x.shape), tuple(y.shape)]
     assert got == want, f'The shapes are {got[0]} and {got[1]}, expected {want[0]} and {want[1]}.'
     apart, missing = int((new[0][:,0]*256 != new[1]).sum()), 100 - len(new[1].unique())
-    assert not apart, f'{apart} of 100 pictures and labels have come apart: draw the order once, and use it twice.'
-    assert not missing, f'{missing} pictures are missing and others are there twice: `torch.randperm` takes each once.'
+    assert not apart, f'{apart} of 100 images and labels have come apart: draw the order once, and use it twice.'
+    assert not missing, f'{missing} images are missing and others are there twice: `torch.randperm` takes each once.'
     assert not torch.equal(new[1], y), 'They are still in the old order.'

@@ -6,13 +6,13 @@ from .asking import ask, ask_twice, exercise, rands
 
 @exercise('05.1', 'Write `sigmoid_grad(inp, out)`: the gradient that follows from `out.g` is added to `inp.g`.',
     'Its backward needs only what came out. A layer that remembers `out` may forget `inp`.', slips={
-    'That is the slope alone. The chain rule says: the slope times what arrives, and what arrives is in `out.g`.':
+    'That is the derivative alone. By the chain rule it is multiplied by the upstream gradient, `out.g`.':
         lambda inp, out: add_grad(inp, out*(1 - out)),
     'The derivative is s(1 - s), where s is the value of the sigmoid: it is written in terms of what came out, not of '
         'what went in.': lambda inp, out: add_grad(inp, out.g*inp*(1 - inp)),
-    'What is the slope of the sigmoid at 0? Nudge it: it is a quarter, and `out` is one half there.':
+    'What is the derivative of the sigmoid at 0? Try it: it is a quarter, and `out` is one half there.':
         lambda inp, out: add_grad(inp, out.g*out),
-    'Nothing has arrived in `inp.g`. A backward of this room returns nothing: it hands over what it has found with '
+    'There is no `inp.g`. A backward function of this room returns nothing: it adds its result with '
         '`add_grad(inp, ...)`.': lambda inp, out: out.g*out*(1 - out)}, wrong=[
     ('add, do not overwrite', lambda inp, out: setattr(inp, 'g', out.g*out*(1 - out)))])
 def sigmoid_grad(backward):
@@ -52,8 +52,8 @@ def _walk(step):
 @exercise('05.3', 'Find the faulty line of `faulty_walk`, and write the function again without the fault, as '
     '`repaired_walk`.', 'All eight gradients are right. The parameters of the second layer were so from the beginning: '
     'they lie nearer to the loss than the fault.', slips={
-    'l1.g has its zeros in the right places, and is wrong everywhere else. ReLU passes on what arrives; by what has it '
-        'been multiplied here?': _walk(lambda l1, l2: l2.g*l2)}, wrong=[
+    'l1.g has its zeros in the right places, and is wrong elsewhere. ReLU passes the upstream gradient; by what is it '
+        'multiplied here?': _walk(lambda l1, l2: l2.g*l2)}, wrong=[
     ('mask', _walk(lambda l1, l2: l2.g)), ('l1.g is wrong', _walk(lambda l1, l2: l2.g*(l2.g > 0))),
     ('inverted', _walk(lambda l1, l2: l2.g*(l1 <= 0))), ('return l1, l2, out', lambda *ts: None)])
 def repaired_walk(walk):
@@ -87,9 +87,9 @@ def _second(x, w, g): return g.t() @ (x @ w)
     'which returns it.', 'One weight, two uses, two parts. This network has a name, the autoencoder with tied weights.',
     slips={
     '`w` is used twice, and you have the part of one use: it also stands in `l@w.t()`, where l = x@w.': _first,
-    '`w` is used twice, and you have the part of one use: it also stands in `x@w`. What arrives there is the gradient '
+    '`w` is used twice, and you have the part of one use: it also stands in `x@w`. There the upstream gradient is that '
         'of l = x@w.': _second,
-    'Both parts are right. Two ways lead from `w` to the loss; the slopes of different ways are added.':
+    'Both parts are right. Two paths lead from `w` to the loss; derivatives along different paths are added.':
         lambda *ts: _first(*ts) * _second(*ts)}, wrong=[
     ('(5, 3)', lambda x, w, g: _first(x, w, g).t() + _second(x, w, g).t())])
 def tied_grad(f):

@@ -20,10 +20,10 @@ def _scale(grad, keep=True, own=True, add=add_grad):
 def _summed(inp, g): return (inp*g).sum()[None]
 
 @exercise('06.1', 'Write `Scale`, a `Module` that multiplies its input by a learned number `s` of shape `(1,)`.',
-    'What was stretched on the way forward is summed on the way back: as with the bias, only that it is stretched in '
-    'both directions.', slips={
+    'What was broadcast in the forward pass is summed in the backward pass, as with the bias, but here along both '
+    'axes.', slips={
     'All uses count in full: a mean where a sum belongs.': _scale(lambda inp, g: (inp*g).mean()[None]),
-    'Think of `s*inp`: by what is it multiplied, the number, on the way forward? That is its slope.':
+    'Think of `s*inp`: by what is it multiplied, the number, in the forward pass? That is its slope.':
         _scale(lambda inp, g: g.sum()[None])}, wrong=[
     ('is used once for every entry', _scale(lambda inp, g: inp*g)), ('inp.g', _scale(_summed, keep=False)),
     ('`params`', _scale(_summed, own=False)),
@@ -68,9 +68,9 @@ class _Seeded(_Dropout):
     def mask(self, inp): torch.manual_seed(1); return super().mask(inp)
 
 @exercise('06.2', 'Find out why the gradient of `FaultyDropout` is wrong, and write `RepairedDropout`, in which it is '
-    'right.', 'What is random on the way forward is a constant on the way back, and must be remembered like everything '
+    'right.', 'What is random in the forward pass is a constant in the backward pass, and must be kept like everything '
     'else that the backward needs.', wrong=[
-    ('blocked on the way forward', _Dropout), ('blocked on the way forward', _NoMask), ('1/(1 - p)', _NoFactor),
+    ('blocked in the forward pass', _Dropout), ('blocked in the forward pass', _NoMask), ('1/(1 - p)', _NoFactor),
     ('Two layers', _OnTheClass), ('the same entries', _Seeded)])
 def repaired_dropout(cls):
     inp,u = rands((20, 10), (20, 10))
@@ -83,12 +83,12 @@ def repaired_dropout(cls):
     out.g = u
     layer.backward()
     g,want = getattr(inp, 'g', None),u*out/inp
-    assert not agree(g, u*kept), ('The places are right. What was multiplied by 1/(1 - p) on the way forward is '
-        'multiplied by it on the way back as well.')
+    assert not agree(g, u*kept), ('The places are right. What was multiplied by 1/(1 - p) in the forward pass is '
+        'multiplied by it in the backward pass as well.')
     assert not agree(g, u*other/inp), ('Two layers of this kind, and one of them goes back with the mask of the other: '
         'where does each keep its own?')
     wrong = int(((g != 0) != (want != 0)).sum()) if isinstance(g, torch.Tensor) and g.shape == want.shape else 0
-    assert not wrong, (f'{wrong} of 200 entries were blocked on the way forward and let a gradient through, or the '
+    assert not wrong, (f'{wrong} of 200 entries were blocked in the forward pass and let a gradient through, or the '
         'other way round. Which mask does `bwd` see?')
     yield ask(g, want, 'inp.g')
 
@@ -114,9 +114,9 @@ def _swish(slope):
         'as if the sigmoid were a constant.': _swish(lambda x, s: s),
     '`inp` stands in two places, before the sigmoid and inside it. You have let it answer in the second of them only, '
         'as if the factor were a constant.': _swish(lambda x, s: x*s*(1 - s)),
-    'Two ways lead from `inp` to the product. Multiply along a way; the slopes of different ways are added.':
+    'Two paths lead from `inp` to the product. Multiply along a path; derivatives along different paths are added.':
         _swish(lambda x, s: s*(1 - s)),
-    'The first part is right. On the second way the slope of the sigmoid is multiplied by `inp`, which stands before '
+    'The first part is right. On the second path the slope of the sigmoid is multiplied by `inp`, which stands before '
         'it.': _swish(lambda x, s: s + s*(1 - s))})
 def swish(cls):
     inp,u = rands((4, 3), (4, 3))

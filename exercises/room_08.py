@@ -20,7 +20,7 @@ def _tanh(slope):
     'That is the derivative alone. Where is `Yg`, the upstream gradient?': _tanh(lambda X, Y, Yg: 1 - Y**2),
     'This is the derivative of the sigmoid. That of tanh is 1 at 0: differentiate the quotient in the text above.':
         _tanh(lambda X, Y, Yg: Yg*Y*(1 - Y))}, wrong=[
-    ('Nudge', _tanh(lambda X, Y, Yg: Yg*(1 - Y))),
+    ('Change', _tanh(lambda X, Y, Yg: Yg*(1 - Y))),
     ('two things', type('Tanh', (Layer,), dict(forward=lambda self, X: np.tanh(X))))])
 def tanh(cls):
     X,u = arrays((5, 4), (5, 4))
@@ -32,7 +32,7 @@ def tanh(cls):
     x,g = torch.from_numpy(X),torch.from_numpy(u)
     want = autograd_grad(lambda x: (x.tanh()*g).sum(), x)
     where = dict(values=dict(X=x, Y=x.tanh()), grads={'Yg': g})
-    yield ask(backward(u), want, 'Xg', 'Nudge the input at one place where the output is known.', **where)
+    yield ask(backward(u), want, 'Xg', 'Change the input at one place where the output is known.', **where)
 
 def _sum_layer(way):
     "A layer that adds up the outputs of several layers; `way` makes its backward function from theirs."

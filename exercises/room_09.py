@@ -10,7 +10,7 @@ from .asking import agree, ask_twice, exercise, rand, rands
 def _softmax_back(f): return lambda inp, out: add_grad(inp, f(out, out.g))
 
 @exercise('09.1', 'Write `softmax_grad(inp, out)`: the gradient that follows from `out.g` is added to `inp.g`.',
-    'What arrives, minus its mean under the probabilities, times the probability. Attention goes back through the same '
+    'The upstream gradient minus its mean under the probabilities, times the probability. Attention has the same '
     'line.', slips={
     'This is how each probability answers to its own score. But a score also changes the other classes of its row, '
         'since all share the sum.': _softmax_back(lambda q, g: q*(1 - q)*g),
@@ -18,7 +18,7 @@ def _softmax_back(f): return lambda inp, out: add_grad(inp, f(out, out.g))
         'has to be taken off.': _softmax_back(lambda q, g: q*g),
     'The examples know nothing of each other. The sum runs along the row, over the classes.':
         _softmax_back(lambda q, g: q*(g - (q*g).sum(0))),
-    'Almost: a mean is taken off what arrives. But which mean? The classes do not all have the same weight.':
+    'Almost: a mean is subtracted. But which mean? The classes do not all have the same weight.':
         _softmax_back(lambda q, g: q*(g - g.mean(1, keepdim=True)))})
 def softmax_grad(backward):
     inp,u = rands((5, 4), (5, 4))

@@ -8,7 +8,7 @@ _g = torch.tensor([[3., 1., -2.], [1., -1., 2.]], dtype=torch.float64)
 _uses = {'*': 7*_g, 'sum': torch.full((2, 3), 13.).double()}
 
 @exercise('12.1', "Work out what the two uses of `x` in `x * x.sum()` contribute to its gradient: a dict with a tensor "
-    "for '*' and one for 'sum'.", 'A statistic on the way forward is a number for everybody on the way back.', wrong=[
+    "for '*' and one for 'sum'.", 'A statistic gives every entry the same gradient in the backward pass.', wrong=[
     ('exchanged', {'*': _uses['sum'], 'sum': _uses['*']}), ('other factor', _uses | {'*': _x*_g}),
     ('must add up', _uses | {'sum': _x*_g}), ('before it is added up', _uses | {'sum': _g.sum()}),
     ('all of the gradient', _uses | {'*': _uses['*'] + 13}), ('which number', _uses | {'*': 7})])
@@ -19,10 +19,10 @@ def product_with_its_sum(answer):
     got = {k: torch.as_tensor(answer[k], dtype=torch.float64).expand(2, 3) for k in parts}
     def is_(k, t): return agree(got[k], t.expand(2, 3))
     assert not (is_('*', parts['sum']) and is_('sum', parts['*'])), ('The numbers are right, and exchanged. Which use '
-        'hands every entry the same number?')
+        'gives every entry the same number?')
     assert not is_('*', sum(parts.values())), ('`*` is all of the gradient. What would come back if the sum were held, '
         'as a constant?')
-    assert not is_('*', _x*_g), ('On the way back through `*` a factor gets g times the other factor. What is x '
+    assert not is_('*', _x*_g), ('In the backward pass through `*` a factor gets g times the other factor. What is x '
         'multiplied by here?')
     yield ask(got['*'], parts['*'], 'What comes through *', 'If the sum is held as a constant, which number does it '
         'multiply x by?')
@@ -30,11 +30,11 @@ def product_with_its_sum(answer):
         'number: what comes back to it must add up, and then goes to every entry alike.')
     assert not is_('sum', _g.sum()), ('In the product, the sum has a factor beside it. What comes back is multiplied '
         'by that factor before it is added up.')
-    yield ask(got['sum'], parts['sum'], 'What comes through sum', 'Every entry gets the same number. Nudge the sum by '
+    yield ask(got['sum'], parts['sum'], 'What comes through sum', 'Every entry gets the same number. Change the sum by '
         '1: how does each entry of the product answer, and what is g times that, added up?')
 
 def uses_and_ways():
-    "Uses of the first input of ten residual blocks, and ways back to it."
+    "Uses of the first input of ten residual blocks, and paths to it."
     def blocks(x):
         for _ in range(10): x = x + x.clone()
         return x
@@ -61,7 +61,7 @@ def tied_uses(answer):
     got,where = answer(x, w, g),dict(values=t.values, grads={k: o for k,o in t.grads.items() if k != 'w'})
     assert isinstance(got, dict) and got.keys() == t.terms['w'].keys(), ('Return a dict with what each use '
         'contributes, under `@` for the first and `@ 2` for the second.')
-    for use,hint in {'@ 2': 'For the second product everything is at hand: what goes in, and the gradient from above.',
+    for use,hint in {'@ 2': 'For the second product everything is at hand: what goes in, and the upstream gradient.',
                      '@': 'Go back one step at a time: through the second product to what came out of tanh, then '
                          'through tanh.'}.items():
         yield ask(got[use], t.terms['w'][use], use, hint, **where)
@@ -101,7 +101,7 @@ def columns_mended(answer):
     yield ask(got, want, 'x.g', look, values=t.values, grads={'out.g': g}, terms=t.terms['x'], paths=t.paths['x'])
 
 @exercise('12.5', 'Write `quiet_root(x)`: the root where `x` is positive and 0 elsewhere, with a gradient that is '
-    'finite everywhere.', '`where` chooses values; on the way back it hands zeros to the side that was not chosen, and '
+    'finite everywhere.', '`where` chooses values; in the backward pass the side that was not chosen gets zeros, and '
     'zero times infinity is no zero.', wrong=[
     ('before the root', lambda x: torch.where(x > 0, x.sqrt(), 0.)),
     ('before the root', lambda x: x.clamp_min(0.).sqrt()), ('before the root', lambda x: x.sqrt().nan_to_num(0.)),
@@ -112,7 +112,7 @@ def quiet_root(answer):
     out = answer(x)
     assert out.tolist() == [0., 0., 2., 3.], ('The values have to stay what they were: 0, 0, 2 and 3 for -1, 0, 4 and '
         f'9. They are {out.tolist()}.')
-    assert out.requires_grad, 'There is no gradient any more: something has cut the way back.'
+    assert out.requires_grad, 'There is no gradient any more: something has cut the graph.'
     found = first_non_finite(lambda: answer(x).sum().backward())
     x.grad = None; answer(x).sum().backward()
     assert x.grad.isfinite().all(), (f'The values are right, and the gradient is {x.grad.tolist()}: `{found.kind}` '

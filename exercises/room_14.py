@@ -70,7 +70,7 @@ def _keeper(mine=True, later=True, params=True, taken=True):
 
 @exercise('14.3', 'Write `KeepsGradsAdapter`, a subclass of `ObjectAdapter` with two methods, `params` and `run`.',
     'Two methods. Copying, naming, equal random draws and the honest witness are the same for every kind.', wrong=[
-    ('not `self.layer`', _keeper(mine=False)), ('a function that goes back', _keeper(later=False)),
+    ('not `self.layer`', _keeper(mine=False)), ('a backward function', _keeper(later=False)),
     ('`params`', _keeper(params=False)), ('`self.taken`', _keeper(taken=False)),
     ('the class itself', _keeper()(_KeepsGrads(torch.ones(3)), (torch.ones(2, 3),)))])
 def adapter_for_kept_grads(answer):
@@ -81,7 +81,7 @@ def adapter_for_kept_grads(answer):
     ts,g = {k: 2*t for k,t in s.copies().items()},rand(4, 3)
     found = s.call(s.fresh(ts), ts)
     two = isinstance(found, tuple) and len(found) == 2 and callable(found[1])
-    assert two, ('`run` returns two things: what comes out, and a function that goes back. There are no gradients '
+    assert two, ('`run` returns two things: the outputs, and a backward function. There are no gradients '
         'before somebody has gone back.')
     outs,back = found
     assert isinstance(outs, tuple), ('What comes out has to be a tuple, whatever the layer returns: `self.taken` makes '
@@ -89,12 +89,12 @@ def adapter_for_kept_grads(answer):
     got = back([g])
     assert not getattr(s.layer, 'grads', None), ('You have called `self.layer`, which has the tensors of the original. '
         '`run` is given a copy with the tensors `ts` in it: its argument `layer`, not `self.layer`.')
-    assert isinstance(got, dict), ('The function that goes back returns gradients by name, in a dictionary; this is a '
+    assert isinstance(got, dict), ('The backward function returns gradients by name, in a dictionary; this is a '
         f'{type(got).__name__}.')
     for k,want in dict(x=g*ts['w'], w=(g*ts['x']).sum(0)).items():
         yield ask(got.get(k), want, f'{k}.g', values=ts, grads={'out.g': g})
 
-@exercise('14.4', 'Write `named_back`, which does what `columnwise_back` does, so that the adapter hands it what it '
+@exercise('14.4', 'Write `named_back`, which does what `columnwise_back` does, so that the adapter gives it what it '
     'needs.', 'A right layer was called wrong. Whoever reads a report looks at the call first.', wrong=[
     ('`factor` gets x', lambda grad, factor, inp: (grad*factor, (grad*inp).sum(0))),
     ('`factor` gets x', lambda grad, factor, inp: ((grad*inp).sum(0), grad*factor)),

@@ -5,7 +5,7 @@ from .asking import Ask, ask, exercise, rands
 @exercise('16.3', 'Write `sigmoid_back(out, g)` so that it makes one tensor.', 'The gradient is right, and one tensor '
     'is all that it takes.', wrong=[
     ('`mul_`', lambda out, g: g*out*(1 - out)), ('belongs to somebody else', lambda out, g: g.mul_(out).mul_(1 - out)),
-    ('What arrives', lambda out, g: (1 - out).mul_(out))])
+    ('The upstream gradient', lambda out, g: (1 - out).mul_(out))])
 def sigmoid_back(answer):
     x,g = rands((50, 40), (50, 40))
     out = x.sigmoid()
@@ -14,7 +14,7 @@ def sigmoid_back(answer):
     assert out.equal(given[0]) and g.equal(given[1]), ('It has changed `out` or `g`, which belongs to somebody else. '
         'Which tensor on the way is your own?')
     want = autograd_grad(lambda x: (x.sigmoid()*g).sum(), x)
-    hint = 'What arrives, `g`, is multiplied by `out*(1 - out)`.'
+    hint = 'The upstream gradient, `g`, is multiplied by `out*(1 - out)`.'
     yield ask(got, want, 'the result', hint, values=dict(out=out), grads={'out.g': g})
     made = peak_memory(lambda: answer(out, g))/(8*out.numel())
     assert made < 1.5, (f'It is right, and at its peak it holds {made:.0f} tensors of this size. `1 - out` makes one; '

@@ -26,7 +26,7 @@ def square(answer):
     model = Model.from_layers([Lin(rand(5, 3), rand(3)), answer(), Lin(rand(3, 1), rand(1))], Mse())
     view = show_backward(model, rand(6, 5), rand(6))
     said = [f'The view says: {said}.'.replace('..', '.') for _,said in view.failures][:1]
-    definition = ('Go back to the definition: the slope of a square is twice what went in, and what arrives at `out` '
+    definition = ('Go back to the definition: the slope of a square is twice the input, and the upstream gradient '
                   'is multiplied by it.')
     assert view.ok, ' '.join([*said, definition])
 

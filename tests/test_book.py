@@ -63,7 +63,7 @@ def test_words_are_counted_as_a_reader_reads_them():
 
 def numbers(text):
     "The numbers with a point, or of four digits and more, as they are written; no years, names or versions."
-    text = re.sub(r'https?://\S+|arXiv[: ]\S+|`[^`]*`|\$[^$]*\$|\b(?:19|20)\d\d\b', ' ', text)
+    text = re.sub(r'https?://\S+|arXiv[: ]\S+|section [\d.]+|`[^`]*`|\$[^$]*\$|\b(?:19|20)\d\d\b', ' ', text)
     return re.findall(r'(?<![\w.,-])\d+\.\d+(?![\w.])|(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w.])', text)
 
 def rounds_to(said, value):
