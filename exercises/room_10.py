@@ -19,8 +19,8 @@ def _reader(begins=lambda length: 8 + length, shaped=True, dtype=None):
         return t.view(head['shape']) if shaped else t
     return read
 
-@exercise('10.1', 'Write `read_tensor(data, name)`: the tensor of that name from the bytes of a safetensors file.',
-    'Eight bytes, a header, numbers. A format that can be read in six lines will still be readable in ten years.',
+@exercise('10.3', 'Write `read_tensor(data, name)`: the tensor of that name from the bytes of a safetensors file.',
+    'Eight bytes, a header, and the numbers: a reader of this format takes six lines.',
     wrong=[
     ('count from', _reader(lambda length: 0)), ('count from', _reader(lambda length: length)),
     ('shape', _reader(shaped=False)), ('for input of size 8', _reader(dtype=torch.float32))])
@@ -33,9 +33,9 @@ def read_tensor(read):
         assert isinstance(got, torch.Tensor), ('It should return a tensor: `torch.frombuffer(bytearray(...), '
             'dtype=...)` makes one of bytes.')
         right = got.dtype == want.dtype and got.numel() == want.numel() and torch.equal(got.flatten(), want.flatten())
-        assert right, (f'`{name}` has other numbers in it. Its `data_offsets` count from the byte where the numbers '
-            'begin: what stands in the file before them, and how long is it?')
-        assert got.shape == want.shape, f'The numbers of `{name}` are right. Its shape is in the header, too.'
+        assert right, (f'`{name}` has the wrong numbers. Its `data_offsets` count from the byte where the numbers '
+            'begin: what comes before them in the file, and how long is it?')
+        assert got.shape == want.shape, f'The numbers of `{name}` are right. Its shape is in the header too.'
     got = read(save({'d': second.double()}), 'd')
     right = got.dtype == torch.float64 and torch.equal(got, second.double())
     assert right, ('Files of float32 are read. Which dtype does the header name for this one, and how long is each '
@@ -60,14 +60,14 @@ def _training(softmax=False, clear='after'):
             if clear == 'after': opt.zero_grad()
     return train
 
-@exercise('10.3', 'There are two faults in `faulty_training`. Write it again without them, as `repaired_training`.',
-    'Forward, backward, step, clear. Two faults, and no message: it was the numbers that told.', slips={
-    'Nothing has moved: the weights are those of the start. What is in `.grad` at the moment when `opt.step()` looks?':
+@exercise('10.2', 'There are two faults in `faulty_training`. Write it again without them, as `repaired_training`.',
+    'Forward, backward, step, clear. Neither fault raised an error; only the numbers showed them.', slips={
+    'Nothing has moved: the weights are those at the start. What is in `.grad` at the moment when `opt.step()` looks?':
         _training(True, 'between'),
-    'It moves, but like a loop that applies softmax twice. `F.cross_entropy` wants logits.': _training(True),
-    'It moves along the sum of all the gradients so far. Somebody has to clear them, and not between `backward` and '
+    'The weights move as if softmax were applied twice. `F.cross_entropy` wants logits.': _training(True),
+    'The weights move along the sum of all the gradients so far. They must be cleared, but not between `backward` and '
         '`step`.': _training(False, 'never'),
-    'It moves along the sum of all the gradients so far, and of another loss than it seems: what does '
+    'The weights move along the sum of all the gradients so far, and of a different loss than intended: what does '
         '`F.cross_entropy` want?': _training(True, 'never')}, wrong=[
     ('Nothing has moved', _training(False, 'between'))])
 def repaired_training(train):
@@ -78,8 +78,8 @@ def repaired_training(train):
         f(net, x, y, 8, .5)
         return torch.cat([p.detach().flatten() for p in net.parameters()])
     got = after(train)
-    yield ask(got, after(_training()), 'the vector of all weights', 'These should be five plain steps with the batches '
-        'in order. Keep the rest as it was.')
+    yield ask(got, after(_training()), 'the vector of all weights', 'Expected five plain steps with the '
+        'batches in order. Keep the rest of the loop as it was.')
 
 def times_wider():
     "How many times wider our weights are than those of nn.Linear at the start, measured."

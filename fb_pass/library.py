@@ -89,7 +89,7 @@ def _walk_torch(net):
     for i,l in enumerate(net):
         if isinstance(l, nn.Linear):
             yield from ((f'layers.{i}.w', l.weight.detach().t()), (f'layers.{i}.b', l.bias.detach()))
-        elif [*l.parameters()]: raise TypeError(f'layer {i}, {l}, has no names of ours: expected nn.Linear')
+        elif [*l.parameters()]: raise TypeError(f'layer {i}, {l}, has parameters but is not an nn.Linear')
 
 # %% ../nbs/10_library.ipynb #2c9c3eab
 def named_weights(
@@ -123,7 +123,7 @@ def _read(path):
     from safetensors.torch import load
     try: return load(Path(path).read_bytes())
     except SafetensorError as e:
-        raise ValueError(f'{Path(path).name} is no safetensors file, or it is cut short or damaged: {e}') from None
+        raise ValueError(f'{Path(path).name} is not a safetensors file, or it is truncated or damaged: {e}') from None
 
 # %% ../nbs/10_library.ipynb #4b38fb3d
 def load_weights(

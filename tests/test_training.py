@@ -470,8 +470,8 @@ def test_damaged_and_foreign_files(tmp_path):
     data = path.read_bytes()
     cuts = [data[:k] for k in (0, 4, 8, 40, len(data)//2, len(data) - 1)]
     for content in (*cuts, data + b'x', b'<html>no</html>', b'\x1f\x8b' + data, b'\0'*100):
-        path.write_bytes(content); refused(path, model, 'is no safetensors file, or it is cut short or damaged')
-    torch.save(named_weights(model), path); refused(path, model, 'is no safetensors file')
+        path.write_bytes(content); refused(path, model, 'is not a safetensors file, or it is truncated or damaged')
+    torch.save(named_weights(model), path); refused(path, model, 'is not a safetensors file')
     with pytest.raises(FileNotFoundError): load_weights(model, tmp_path/'missing')
 
 def test_files_of_other_networks(tmp_path):
