@@ -62,15 +62,16 @@ def test_words_are_counted_as_a_reader_reads_them():
     assert words('![not this](../x.svg)\n\n[one](two.html)\n\n| a | b |\n|---|---|\n$$\nx\n$$') == 4
 
 def numbers(text):
-    "The numbers with a point, or of four digits and more, as they are written; no years, names or versions."
+    "The numbers with a point, or of four digits and more, as they are written; no years, versions, or rough numbers."
+    text = re.sub(r'\b(?:some|about|nearly) \d[\d,]*', ' ', text, flags=re.IGNORECASE)
     text = re.sub(r'https?://\S+|arXiv[: ]\S+|section [\d.]+|`[^`]*`|\$[^$]*\$|\b(?:19|20)\d\d\b', ' ', text)
-    return re.findall(r'(?<![\w.,-])\d+\.\d+(?![\w.])|(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w.])', text)
+    return re.findall(r'(?<![\w.,-])\d+\.\d+(?![\w.])|(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w,]|\.\d)', text)
 
 def rounds_to(said, value):
     digits = len(said.partition('.')[2])
     return abs(value - float(said.replace(',', ''))) <= .5000001*10**-digits
 
-@pytest.mark.parametrize('stem', HOUR)
+@pytest.mark.parametrize('stem', STEMS[1:]) # the index says what is where, in words of its own
 def test_numbers_of_the_prose_are_those_of_the_cells(stem):
     "A number that the text quotes is in a cell's output or in its code, perhaps there with more digits."
     nb = json.loads((root/'nbs'/f'{stem}.ipynb').read_text(encoding='utf-8'))
