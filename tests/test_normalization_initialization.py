@@ -223,3 +223,9 @@ def test_same_numbers_as_torch(init, mode, torch_mode):
     torch.manual_seed(0); ours = init(30, 20, .2, mode)
     torch.manual_seed(0); want = theirs(torch.empty(30, 20), a=.2, mode=torch_mode)
     torch.testing.assert_close(ours, want)
+
+def test_full_backward_takes_a_plain_number_at_full_precision():
+    x,g = draw((5, 3), 0)
+    out,again = with_grad(normalize(x, 3., .1), g),x.clone()
+    normalize_full_grad(x, out, .1); normalize_full_grad(again, out, torch.tensor(.1, dtype=torch.float64))
+    check_grad(x.g, again.g, rtol=1e-14)

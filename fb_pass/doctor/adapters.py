@@ -186,6 +186,7 @@ class Adapter(ABC):
     keeps_g = False      # does the backward leave gradients in `.g`?
     starts = False       # does the backward start by itself, with 1, as that of a loss does?
     on_numpy = False     # does the layer compute on arrays, where autograd cannot follow?
+    inner = None         # the dtype in which a layer computes, if it is less precise than that of its tensors
 
     def __init__(self,
         layer, # What is to be called
