@@ -1,4 +1,4 @@
-"Exercises on the viewer: a module that it accepts, and a block that it shows as white."
+"Exercises on the viewer: a module that passes its checks, and a block that it draws in white."
 import torch
 from fb_pass.gradients import add_grad
 from fb_pass.modules import Lin, Model, Module, Mse
@@ -11,7 +11,7 @@ def _square(f, grad):
         def bwd(self, out, inp): add_grad(inp, grad(inp, out))
     return Square
 
-@exercise('17.2', 'Write the module `Square`.', 'The view has nothing to say against it.', wrong=[
+@exercise('17.2', 'Write the module `Square`.', 'The view finds every gradient right.', wrong=[
     ('slope', _square(torch.square, lambda inp, out: inp*out.g)),
     ('slope', _square(torch.square, lambda inp, out: 2*inp)),
     ('slope', _square(torch.square, lambda inp, out: 2*out*out.g)),
@@ -30,12 +30,12 @@ def square(answer):
                   'is multiplied by it.')
     assert view.ok, ' '.join([*said, definition])
 
-@exercise('17.3', 'Give a block of shape (2,2) whose cell is white although no number in it is zero.', 'What does not '
-    'cancel is the largest absolute value below the picture. A mean hides, a maximum does not.', wrong=[
+@exercise('17.3', 'Give a block of shape (2,2) whose cell is white although no number in it is zero.', 'The largest '
+    'absolute value, below the picture, does not cancel. A mean can hide numbers, a maximum cannot.', wrong=[
     ('none of them', torch.zeros(2, 2)), ('mean', torch.full((2, 2), 1e-9)), ('(2, 2)', torch.tensor([1., -1.]))])
 def white_block(answer):
     fits = isinstance(answer, torch.Tensor) and answer.is_floating_point() and tuple(answer.shape) == (2, 2)
-    assert fits, 'A floating-point tensor of shape (2, 2) is asked for.'
-    assert bool((answer != 0).all()), 'There is a zero in it, and none of them shall be zero.'
+    assert fits, 'The answer is a floating-point tensor of shape (2, 2).'
+    assert bool((answer != 0).all()), 'There is a zero in it, and none of them may be zero.'
     cancels = bool(answer.isfinite().all()) and abs(answer.mean().item()) <= 1e-6*answer.abs().max().item()
     assert cancels, 'Its mean is not zero, so its cell has a color, however pale. When is a mean zero?'

@@ -71,7 +71,7 @@ def machine(
     dtype: torch.dtype=torch.float32, # Of the matrices
     device='cpu', # Where they are
 ) -> Machine: # The limits, of the threads that torch may use now
-    "Measure what a machine can do at best: the fastest of six products and of six copies."
+    "Measure the two limits of a machine: the fastest of six products and of six copies."
     a,b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     src,dst = (torch.zeros(mb*250, 1000, device=device) for _ in range(2))
     def seconds(f):
@@ -86,9 +86,9 @@ def machine(
 class Entry(NamedTuple):
     "A line of the ledger: a layer, and what one pass through it costs."
     layer: str # Its name
-    forward: Work # What the forward makes the machine do
+    forward: Work # Work of the forward pass
     backward: Work # The same for the backward
-    kept: int # Bytes that the backward finds in memory: what came in and went out; not the parameters
+    kept: int # Bytes kept for the backward pass: inputs and output; not the parameters
     seconds: tuple # Median seconds of forward and backward
     autograd: tuple # The same through autograd, which records during the forward
 
@@ -114,7 +114,7 @@ def _by_autograd(layer, args, g):
 
 # %% ../nbs/16_speed.ipynb #cab4cb5a
 def _entry(layer, rounds):
-    "What a layer that was called and has had its backward costs."
+    "What a layer costs; it must have been called, and its backward pass run."
     args,out = layer.args,layer.out
     def forth(): return layer.forward(*args)
     def back():

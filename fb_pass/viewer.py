@@ -31,7 +31,7 @@ from .training import CrossEntropy
 _SIDE = 64 # cells across and down, at most
 
 class Cells(NamedTuple):
-    "A tensor as a table that fits on a page, and what is said about it."
+    "A tensor as a table that fits on a page, with a note and statistics."
     numbers: np.ndarray # (rows, cols), float64, at most 64 by 64
     note: str           # what a cell stands for, if not for one number
     stats: str          # mean, standard deviation, largest absolute value
@@ -181,7 +181,7 @@ def _formula(text):
 
 # %% ../nbs/17_viewer.ipynb #599c16f1
 def _source(f):
-    "The code of `f` without its docstring and the comments on its arguments; a line that says so where there is none."
+    "The code of `f` without its docstring and the comments on its arguments; a note instead if there is no source."
     try: text = dedent(inspect.getsource(f)).rstrip()
     except (OSError, TypeError): return f'# the source of {getattr(f, "__name__", "this")} is not available here'
     try: node = ast.parse(text).body[0]
@@ -305,7 +305,7 @@ class _Recorder:
             call = next(c for c in reversed(self.calls) if c.module is m)
             back = call.back = _Back(call, self.draw)
             try: bwd(out, *args)
-            except Exception as e: # noted where it was raised, not where it passes
+            except Exception as e: # noted where it was raised, not in the modules around it
                 if e is not self.raised: back.error,self.raised = f'{type(e).__name__}: {e}',e
                 raise
             finally:
@@ -315,7 +315,7 @@ class _Recorder:
 
 # %% ../nbs/17_viewer.ipynb #4f47dcc1
 def _upstream(s, outs):
-    "An upstream gradient for each output; none for a loss, which starts by itself."
+    "An upstream gradient for each output; none for a loss, whose own gradient is 1."
     if s.starts or isinstance(s.layer, Model): return []
     gen = torch.Generator().manual_seed(0)
     return [torch.randn(o.shape, generator=gen, dtype=torch.float64).to(o) if is_floating(o) else None for o in outs]

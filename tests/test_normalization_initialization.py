@@ -61,7 +61,7 @@ def with_grad(out, g):
 
 @pytest.mark.parametrize('f', [normalize_grad, normalize_full_grad])
 @pytest.mark.parametrize('out,s,error,words', [
-    (x.clone(), 2., RuntimeError, ['no gradient has arrived at out (2, 3)', 'backward']),
+    (x.clone(), 2., RuntimeError, ['out (2, 3) has no gradient', 'backward']),
     (with_grad(x, torch.ones(3)), 2., ValueError, ['out.g (3,)', 'expected (2, 3)']),
     (with_grad(x[:1], torch.ones(1, 3)), 2., ValueError, ['out (1, 3)', 'expected (2, 3)']),
     (with_grad(x, x), 0., ValueError, ['s is 0 or negative']),

@@ -354,7 +354,7 @@ class ModuleAdapter(ObjectAdapter):
                         'place')
 
     def prepare(self):
-        "Is it a loss, whose backward starts by itself when nothing has arrived in `out.g`?"
+        "Is it a loss, whose backward starts by itself when there is no `out.g`?"
         ts = self.copies()
         outs,back = self.call(self.fresh(ts), ts)
         if len(outs) == 1 and not outs[0].ndim:
@@ -409,7 +409,7 @@ def _in_arrays(inputs):
 def _must_be_loss(s, outs):
     "Refuse a backward that starts by itself if what comes out of the forward is not one number."
     if len(outs) == 1 and outs[0].numel() == 1: return
-    raise TypeError(f'check_layer: the backward of {s} takes no gradient from above, and so the forward must return '
+    raise TypeError(f'check_layer: the backward of {s} takes no upstream gradient, and so the forward must return '
                     'one number, a loss: call an argument of the backward `out` (which carries `out.g`) or `grad`')
 
 # %% ../../nbs/doctor/adapters.ipynb #67c8cfd8
@@ -591,7 +591,7 @@ class CallableAdapter(Adapter):
         res = layer(*self.args(ts))
         if isinstance(res, tuple) and len(res) == 2: return res
         raise TypeError(f'check_layer: {self} returned {type(res).__name__}, expected a pair: its value, and either '
-                        'its gradients or a function that goes back. Or give check_layer two functions, '
+                        'its gradients or a backward function. Or give check_layer two functions, '
                         '(forward, backward)')
 
     def run(self, layer, ts):

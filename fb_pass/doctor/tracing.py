@@ -113,7 +113,7 @@ def _takes(f, tensors):
     return all(k in names and names[k].kind in by_name for k in tensors)
 
 def _backward(leaves, outs, upstream):
-    "Function that runs the backward pass, as often as it is called, and returns the gradients of what went in."
+    "Function that runs the backward pass, as often as it is called, and returns the gradients of the inputs."
     ups = [torch.ones_like(o) for o in outs] if upstream is None else _tensors(upstream)
     if len(ups) != len(outs):
         raise ValueError(f'trace: upstream has {len(ups)} tensors for {len(outs)} that the function returns')
@@ -217,7 +217,7 @@ class _Watch(TorchDispatchMode):
 
 def first_non_finite(
     f, # Function without arguments, forward or backward or both
-) -> NonFinite: # The operation, the shapes of what went in and the line; None if all is finite
+) -> NonFinite: # The operation, the shapes of its inputs and the line; None if all is finite
     "Run `f()` and find the first operation that makes an `inf` or `nan` of finite numbers, or a `nan` of an `inf`."
     with _Watch() as watch: f()
     return watch.first

@@ -473,7 +473,7 @@ class Locked(Lin):
     ((relu, torch.add), (rand(2),), TypeError, ['check_layer: the arguments of add have no names', 'lambda g, x']),
     (relu, (rand(2),), TypeError, ['check_layer: relu returned Tensor, expected a pair', '(forward, backward)']),
     (lambda x: (x, x), (rand(2),), TypeError,
-     ['check_layer: the backward of <lambda> takes no gradient from above', 'a loss']),
+     ['check_layer: the backward of <lambda> takes no upstream gradient', 'a loss']),
     (nn.Flatten(), (rand(2, 3) > 0,), ValueError, ['check_layer: Flatten has no parameter']),
     (type('Idle', (Function,), dict(forward=staticmethod(lambda ctx, x: x > 0))), (rand(2),), TypeError,
      ['check_layer: nothing that Idle returns has a gradient', 'not in a list']),
@@ -484,7 +484,7 @@ def test_errors(layer, inputs, error, words):
     for o in words: assert o in str(e.value)
 
 @pytest.mark.parametrize('backward, message', [
-    (lambda x: x, 'check_layer: the backward of relu and <lambda> takes no gradient from above'),
+    (lambda x: x, 'check_layer: the backward of relu and <lambda> takes no upstream gradient'),
     (lambda g, y, z: y, "check_layer: what should the backward get as 'z'.*x, by these names"),
     (lambda g: (g, g, g), 'returned 3 gradients for 1 inputs, x: return one'),
     (lambda g: dict(u=g), "returned a gradient for 'u', but the inputs are x: name it like"),
