@@ -13,7 +13,7 @@ from .gradients import Rule, clear_grads
 # %% ../nbs/05_backward.ipynb #1275f1f7
 mse_rule = Rule(mse, lambda g, out, inp, targ: (g*2*(inp[:,0] - targ)[:,None]/len(inp), g*2*(targ - inp[:,0])/len(inp)))
 
-def mse_grad(inp: torch.Tensor, # Predictions as they went into `mse`, (n, 1), floating point
+def mse_grad(inp: torch.Tensor, # Predictions, (n, 1), floating point
              targ: torch.Tensor): # Targets, (n,), dtype of `inp`
     "Backward of `mse`: adds to `inp.g`, (n, 1), and to `targ.g`, (n,). Raises ValueError if shapes do not fit."
     mse_rule.add_grads(inp.new_ones(()), inp, targ) # any scalar will do for the loss: its value is not needed
@@ -21,16 +21,16 @@ def mse_grad(inp: torch.Tensor, # Predictions as they went into `mse`, (n, 1), f
 # %% ../nbs/05_backward.ipynb #2cb2324d
 relu_rule = Rule(relu, lambda g, out, inp: g*(inp > 0))
 
-def relu_grad(inp: torch.Tensor, # What went into `relu`, any shape, floating point
-              out: torch.Tensor): # What came out, same shape, with its gradient in `out.g`
+def relu_grad(inp: torch.Tensor, # Input of `relu`, any shape, floating point
+              out: torch.Tensor): # Its output, same shape, with its gradient in `out.g`
     "Backward of `relu`: adds to `inp.g`; the slope at 0 is 0, as in `torch.relu`. Raises RuntimeError without `out.g`."
     relu_rule.add_grads(out, inp)
 
 # %% ../nbs/05_backward.ipynb #5d6eacef
 lin_rule = Rule(lin, lambda g, out, inp, w, b: (g @ w.t(), inp.t() @ g, g.sum(0)))
 
-def lin_grad(inp: torch.Tensor, # What went into `lin`, (n, n_in), floating point
-             out: torch.Tensor, # What came out, (n, n_out), with its gradient in `out.g`
+def lin_grad(inp: torch.Tensor, # Input of `lin`, (n, n_in), floating point
+             out: torch.Tensor, # Its output, (n, n_out), with its gradient in `out.g`
              w: torch.Tensor, # Weights, (n_in, n_out)
              b: torch.Tensor): # Biases, (n_out,)
     "Backward of `lin`: adds to `inp.g`, `w.g`, `b.g`. Raises RuntimeError without `out.g`, ValueError for bad shapes."

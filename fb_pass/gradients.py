@@ -29,14 +29,14 @@ def clear_grads(
 
 # %% ../nbs/tools/gradients.ipynb #7ab4f1cf
 def upstream_grad(
-    name: str, # What to call the step in a message
-    out: torch.Tensor, # What came out of the step, with its gradient in `out.g`
+    name: str, # What to call the operation in a message
+    out: torch.Tensor, # Output of the operation, with its gradient in `out.g`
     shape: tuple=None, # The shape that `out` and `out.g` must have; that of `out` by default
 ) -> torch.Tensor: # `out.g`, or 1 where `out` is a scalar that has none: the loss itself
-    "The upstream gradient of a step. Raises RuntimeError if there is none, ValueError or TypeError if it does not fit."
+    "The upstream gradient. Raises RuntimeError if there is none, ValueError or TypeError if it does not fit."
     g,shape = getattr(out, 'g', None),out.shape if shape is None else shape
     if g is None and out.ndim:
-        raise RuntimeError(f'{name}: no gradient has arrived at out {tuple(out.shape)}: '
+        raise RuntimeError(f'{name}: out {tuple(out.shape)} has no gradient: '
                            'run the backward of what uses it first')
     if g is None: return torch.ones_like(out)
     if out.shape != shape or g.shape != shape:
@@ -59,8 +59,8 @@ class Rule:
 
     def grads(self,
         g: torch.Tensor, # Gradient of the loss with respect to `out`, same shape
-        out: torch.Tensor, # What came out
-        *inputs: torch.Tensor, # What went in
+        out: torch.Tensor, # Output
+        *inputs: torch.Tensor, # Inputs
     ) -> tuple: # For each of `inputs` the gradient, or None
         "The gradients of the loss with respect to the inputs. Raises ValueError if shapes do not fit."
         try: found = self.backward(g, out, *inputs)
@@ -74,8 +74,8 @@ class Rule:
         return found
 
     def add_grads(self,
-        out: torch.Tensor, # What came out, with its gradient in `out.g`; a scalar without one is the loss itself
-        *inputs: torch.Tensor, # What went in; their `.g` is added to
+        out: torch.Tensor, # Output, with its gradient in `out.g`; a scalar without one is the loss itself
+        *inputs: torch.Tensor, # Inputs; their `.g` is added to
     ):
         "The backward pass through the operation. Raises RuntimeError without `out.g`, ValueError or TypeError."
         if hasattr(self.forward, 'check'): self.forward.check(*inputs)
@@ -103,7 +103,7 @@ def check_rule(
 def to_function(
     rule: Rule, # The operation and its backward
     name: str, # What to call the function
-): # A class: its `apply(*inputs)` is the output, and autograd goes back through it by the rule
+): # A class: its `apply(*inputs)` is the output, and autograd calls the rule's backward
     "The `torch.autograd.Function` of a rule. Its backward raises RuntimeError if a second derivative is asked for."
     def forward(ctx, *inputs):
         "The output of the rule, which is kept for the backward together with `inputs`."

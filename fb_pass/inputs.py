@@ -48,7 +48,7 @@ def _check_shapes(who, axes, tensors):
 def checked(
     axes=None, # Axes as in `check_inputs`, or a function `check(name, *args)`
 ): # Decorator for a function of tensors
-    "Let a function look at its arguments before it runs; the look alone is its `check`."
+    "Let a function check its arguments before it runs; the check alone is its attribute `check`."
     def decorate(f):
         names = list(signature(f).parameters)
         def check(*args, **kwargs):

@@ -14,15 +14,15 @@ from .parameters import Parts
 
 # %% ../nbs/06_modules.ipynb #52d0a75f
 class Module(Parts, ABC):
-    "A step of the network that remembers its last call: `args` went in, `out` came out."
+    "A step of the network that remembers its last call: its inputs `args`, its output `out`."
     def __call__(self, *args):
         self.args = self.out = None # a call that fails leaves nothing behind
         self.args,self.out = args,self._noting(self.forward, *args)
         return self.out
     @abstractmethod
-    def forward(self, *args): "What comes out for `args`."
+    def forward(self, *args): "The output for `args`."
     @abstractmethod
-    def bwd(self, out, *args): "Add to `.g` of `args` and of the parameters what follows from `out.g`."
+    def bwd(self, out, *args): "Add to `.g` of `args` and of the parameters, by `out.g`."
     def backward(self):
         "The backward pass of the last call. Raises RuntimeError if there was none."
         if self.args is None: raise RuntimeError(f'{self!r}: backward before forward: call it on a batch first')
@@ -31,7 +31,7 @@ class Module(Parts, ABC):
 
 # %% ../nbs/06_modules.ipynb #eda9ffd5
 class Op(Module):
-    "A layer made from a rule, which is called with what goes in and then with the attributes named in `uses`."
+    "A layer made from a rule, which is called with the inputs and then with the attributes named in `uses`."
     rule,uses = None,()
     def _with_own(self, args): return *args, *(getattr(self, k) for k in self.uses)
     def forward(self, *args): return self.rule.forward(*self._with_own(args))

@@ -33,7 +33,7 @@ def normalize_full_grad(
     # forward: (inp - m) / s, where m = inp.mean() and s = inp.std(correction=correction)
     g = upstream_grad('normalize_full_grad', out, inp.shape)
     check_stats('normalize_full_grad', out, s=s)
-    s = torch.as_tensor(s).to(out)
+    s = torch.as_tensor(s, dtype=out.dtype, device=out.device)
     count = out.numel() // (s.numel() or 1)
     if s.numel() and count <= correction:
         raise ValueError(f'normalize_full_grad: {count} entries of out {tuple(out.shape)} share one s {tuple(s.shape)}'

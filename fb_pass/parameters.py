@@ -25,7 +25,7 @@ class found:
 # %% ../nbs/tools/parameters.ipynb #d51d02b8
 class Parts:
     "An object that keeps parameters, and others of its kind, in its attributes."
-    args = out = None # what went into the last call, and what came out
+    args = out = None # inputs and output of the last call
     _results = frozenset() # names of what calls have left in other attributes
 
     def _parts(self):

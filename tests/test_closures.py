@@ -320,3 +320,7 @@ def test_as_the_modules_after_100_steps(tied):
     for p, s in zip(net.parameters, start):
         close(p.tensor, tensors[p])
         assert np.abs(p.tensor - s).max() > .01 # it has moved
+
+def test_relu_passes_nothing_at_exactly_zero():
+    _,backward = Relu().forward(np.array([-1., 0., 2.]))
+    assert backward(np.array([10., 20., 30.])).tolist() == [0., 0., 30.]

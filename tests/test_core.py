@@ -191,9 +191,10 @@ def test_forward_and_backward(seed, n, n_in, nh):
     draw = Draw(seed)
     x,targ = draw(n, n_in),draw(n)
     params = draw(n_in, nh),draw(nh),draw(nh, 1),draw(1)
-    for t in (x, *params): t.g = torch.full_like(t, 1e6) # left over from somewhere
+    for t in (x, targ, *params): t.g = torch.full_like(t, 1e6) # left over from somewhere
     loss = forward_and_backward(x, targ, *params)
     def f(x, w1, b1, w2, b2): return mse_ref(lin_ref(F.relu(lin_ref(x, w1, b1)), w2, b2), targ)
+    agree(targ.g, autograd_grad(lambda t: mse_ref(lin_ref(F.relu(lin_ref(x, *params[:2])), *params[2:]), t), targ))
     want,grads = by_autograd(f, x, *params)
     agree(loss, want, 'loss')
     for k,t,g in zip(('x', 'w1', 'b1', 'w2', 'b2'), (x, *params), grads(torch.ones_like(loss))): agree(t.g, g, k)

@@ -67,7 +67,12 @@ class _Rounding(TorchDispatchMode):
         u = max(unit_roundoff(self.dtype), 2**-52) # less would be lost in the float64 that we compute in
         up_or_down = 2*torch.randint(0, 2, t.shape, generator=self.gen) - 1
         size = t.abs() + (t != 0)*torch.finfo(self.dtype).smallest_normal # zero stays zero
-        return t + up_or_down.to(t) * (u*size + lost)
+        return torch.where(t.isfinite(), t + up_or_down.to(t) * (u*size + lost), t) # an infinity stays what it is
+
+    def round_data(self, t):
+        "`round` for data: equal numbers are moved alike, as two roundings of one number are, so a tie stays a tie."
+        values,where = t.unique(return_inverse=True)
+        return self.round(values)[where]
 
     def round_sum(self, out, squares, share):
         "`round` for sums: `squares` is the sum of the squares of the terms."
@@ -108,7 +113,7 @@ def grad_budgets(
     exact = [t.detach().double() if t.is_floating_point() else t for t in tensors]
     want,mode,moved = [g.detach() for g in grads_of(*exact)],_Rounding(dtype, carry),[]
     for _ in range(probes):
-        data = [mode.round(t) for t in exact]
+        data = [mode.round_data(t) for t in exact]
         with mode: moved.append([g.detach() for g in grads_of(*data)])
     return [3*_spread(g, ms) + _last_rounding(g, dtype) for g,ms in zip(want, zip(*moved))]
 
@@ -126,7 +131,7 @@ def _number(o): return float(o.detach() if isinstance(o, torch.Tensor) else o)
 def _at(f, x):
     "`f(x)` as a float, NaN where `f` refuses `x`."
     try: return _number(f(x))
-    except (ArithmeticError, ValueError): return math.nan
+    except (ArithmeticError, ValueError, RuntimeError): return math.nan
 
 def _noise(f, x, at_x):
     "The rounding error of `f(x)`: how far it moves when every entry of `x` is changed a little, with a margin."

@@ -311,3 +311,71 @@ def test_a_right_loss_whose_differences_are_lucky_once():
     net = faults.network(10, 1)
     net.model(*net.inputs)
     assert check_layer(CrossEntropy(), *net.model.loss.args, raise_exception=False, progress=False).ok
+
+
+# No verdict without evidence
+
+def function(forward, backward):
+    "An `autograd.Function` with these two; the backward is given the upstream gradient and what went in."
+    def keep(ctx, *ts): ctx.save_for_backward(*ts); return forward(*ts)
+    def back(ctx, g): return backward(g, *ctx.saved_tensors)
+    return type('Made', (torch.autograd.Function,), dict(forward=staticmethod(keep), backward=staticmethod(back)))
+
+def masked_softmax(x): return x.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf).softmax(-1)
+def masked_softmax_back(g, x): y = masked_softmax(x); return y*(g - (g*y).sum(-1, True))
+def amax_back(g, x): return torch.autograd.functional.vjp(lambda x: x.amax(1), x, g)[1]
+whole = torch.arange(20.).view(4, 5) % 3
+
+@pytest.mark.parametrize('forward, backward, x', [
+    (masked_softmax, masked_softmax_back, rand(2, 5, 5)), (lambda x: x.amax(1), amax_back, whole),
+    (lambda x: x.logcumsumexp(-1), lambda g, x: (g*(-x.logcumsumexp(-1)).exp()).flip(-1).cumsum(-1).flip(-1)*x.exp(),
+     rand(4, 5))], ids=['a mask of minus infinity', 'ties', 'logcumsumexp'])
+def test_infinities_and_ties_widen_no_tolerance(forward, backward, x):
+    assert look(function(forward, backward), x).tested and look(function(forward, backward), x).ok
+    report = look(function(forward, lambda g, x: -backward(g, x)), x)
+    assert report.first.diagnosis.cause == 'scaled' and report.first.budget < 1e-12
+
+def test_a_forward_that_draws_its_own_numbers_is_not_judged():
+    gen = torch.Generator()
+    net = function(lambda x: x*torch.rand(x.shape, generator=gen, dtype=x.dtype), lambda g, x: -g)
+    report = look(net, rand(3, 4))
+    assert not report.ok and [o.verdict for o in report.rows] == ['not tested']
+    assert 'gives another output for the same numbers' in str(report)
+
+@pytest.mark.parametrize('layer, x', [(nn.ReLU(), -rand(3, 4).abs() - 1), (nn.ReLU(), rand(0, 4))])
+def test_where_nothing_could_fail_nothing_was_tested(layer, x):
+    with pytest.raises(GradientError, match='nothing was tested'): check_layer(layer, x, progress=False)
+    assert look(layer, x).ok and not look(layer, x).tested
+
+def test_a_gradient_where_none_belongs():
+    "A straight-through estimator: the right gradient is zero, and no factor of it."
+    report = look(function(torch.sign, lambda g, x: g), rand(4, 5))
+    assert 'should be zero' in report.first.diagnosis.text
+
+def test_input_or_output_that_is_not_finite_is_refused():
+    for x in (torch.full((2,), torch.nan), torch.zeros(2)):
+        with pytest.raises(ValueError, match='numbers that are not finite'): look(nn.LogSigmoid(), x.log())
+
+class Rescaled(nn.Module):
+    "Computes in float32 whatever it is given."
+    def forward(self, x): return x.float().mul(x.float().pow(2).mean(-1, True).rsqrt()).to(x)
+
+def test_float32_inside_is_recognized():
+    report = look(Rescaled(), rand(4, 6))
+    assert report.ok and report.inner == torch.float32 and 'with float32 inside' in str(report)
+    half = function(Rescaled().forward, lambda g, x: g*x.pow(2).mean(-1, True).rsqrt()) # a term is missing
+    assert not look(half, rand(4, 6)).ok
+
+def test_a_parameter_that_is_not_used_is_not_wrong():
+    class Spare(nn.Linear):
+        def __init__(self): super().__init__(4, 3); self.spare = nn.Parameter(torch.ones(2))
+    assert [o.verdict for o in look(Spare(), rand(5, 4)).rows] == ['right']*3 + ['not used']
+
+def test_forward_mode_is_believed_only_where_it_agrees():
+    "Where torch's own is wrong: for a product by scatter_reduce it returns zero."
+    class Product(nn.Module):
+        def forward(self, x): return torch.ones(2, 3).to(x).scatter_reduce(0, torch.tensor([[0, 1, 0]]*4), x, 'prod')
+    assert look(Product(), rand(4, 3)).ok
+
+def test_a_domain_that_is_left_is_no_error():
+    assert look(nn.BCELoss(), torch.rand(5, 2, dtype=f64)*.98 + .01, torch.rand(5, 2, dtype=f64)).ok
