@@ -10,7 +10,7 @@ _uses = {'*': 7*_g, 'sum': torch.full((2, 3), 13.).double()}
 @exercise('12.1', "Work out what the two uses of `x` in `x * x.sum()` contribute to its gradient: a dict with a tensor "
     "for '*' and one for 'sum'.", 'A statistic gives every entry the same gradient in the backward pass.', wrong=[
     ('exchanged', {'*': _uses['sum'], 'sum': _uses['*']}), ('other factor', _uses | {'*': _x*_g}),
-    ('must add up', _uses | {'sum': _x*_g}), ('before it is added up', _uses | {'sum': _g.sum()}),
+    ('adds up these contributions', _uses | {'sum': _x*_g}), ('before it is added up', _uses | {'sum': _g.sum()}),
     ('all of the gradient', _uses | {'*': _uses['*'] + 13}), ('multiply x by', _uses | {'*': 7})])
 def product_with_its_sum(answer):
     parts = trace(lambda x: x*x.sum(), dict(x=_x), _g).terms['x']
