@@ -476,7 +476,7 @@ class Locked(Lin):
      ['check_layer: the backward of <lambda> takes no upstream gradient', 'a loss']),
     (nn.Flatten(), (rand(2, 3) > 0,), ValueError, ['check_layer: Flatten has no parameter']),
     (type('Idle', (Function,), dict(forward=staticmethod(lambda ctx, x: x > 0))), (rand(2),), TypeError,
-     ['check_layer: nothing that Idle returns has a gradient', 'not in a list']),
+     ['check_layer: nothing that Idle returns has a gradient', 'not a list of tensors']),
     (partial(relu), (rand(2),), TypeError, ['check_layer: relu returned Tensor']),
 ])
 def test_errors(layer, inputs, error, words):
