@@ -193,7 +193,7 @@ class Adapter(ABC):
         inputs, # Its arguments, first to last
         dtype: torch.dtype=torch.float64, # Of `tensors`, floating point
         title: str='', # Its name in a table; its own name by default
-        fixed=(), # Those of `inputs` that no gradient is asked for
+        fixed=(), # Those of `inputs` that need no gradient
     ):
         self.given,self.dtype,self.title,self.fixed = list(inputs),dtype,title,{id(o) for o in fixed}
         self.tensors,self.name_of = {},{} # name -> our copy; id of what was given -> name

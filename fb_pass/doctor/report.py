@@ -398,7 +398,7 @@ class Report:
 
     @property
     def ok(self):
-        "Is no gradient wrong? What was not tested is not wrong either: see `tested`."
+        "Is no gradient wrong? A gradient that was not tested does not count as wrong: see `tested`."
         return not self.notes and all(o.ok for o in (*self.rows, *self.parts))
 
     @property
