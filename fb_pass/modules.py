@@ -66,7 +66,7 @@ class Model(Module):
     @classmethod
     def from_layers(cls, layers, # Any number of modules, first to last
                     loss): # Module that is called with the predictions and the targets
-        "A model of any depth. Raises TypeError for what is not a Module, ValueError for an object that stands twice."
+        "A model of any depth. Raises TypeError for what is not a Module, ValueError for an object that appears twice."
         model = cls.__new__(cls)
         model._build(list(layers), loss)
         return model
@@ -75,8 +75,8 @@ class Model(Module):
         for o in (*layers, loss):
             if not isinstance(o, Module): raise TypeError(f'{o!r} is not a Module: pass instances, like Relu()')
         if not layers: raise ValueError('a model needs at least one layer')
-        if len(self.children) <= len(layers):
-            raise ValueError('one layer object stands in the list twice, but a layer remembers only its last call: '
+        if len(self.children) <= len(layers): # `children` names every object once
+            raise ValueError('one layer object appears in the list twice, but a layer remembers only its last call: '
                              'make a second layer that is given the same tensors')
     def forward(self, x, targ):
         for i,step in enumerate(self.children):
@@ -85,5 +85,5 @@ class Model(Module):
             if step is not self.loss: self.preds = x
         return x
     def bwd(self, out, x, targ):
-        self.zero_grad() # a second backward gives the same gradients, not twice as much
+        self.zero_grad() # a second backward gives the same gradients, not larger ones
         for step in reversed(self.children): step.backward()
