@@ -49,7 +49,7 @@ def check_backward(answer):
     assert not refuses(good, x), 'A right backward is refused if something was in `x.g` before.'
 
 @exercise('01.5', 'Write `impostor(want)`: `test_close(got, want, eps=1e-2)` accepts it, and it points the other way.',
-    'The sign of every entry is wrong, and the test was content. `check_grad` divides by the largest entry first.',
+    'The sign of every entry is wrong, and the test passed. `check_grad` divides by the largest entry first.',
     wrong=[
     ('right gradient', lambda want: want), ('test_close', lambda want: want - 1), ('stands still', torch.zeros_like),
     ('downhill', lambda want: want/2)])

@@ -36,8 +36,8 @@ def add_in_pairs(answer):
         'partial sum is to be rounded to it.')
     assert lost < 40, (f'The worst sum is off by {lost:.0f} roundings: it stagnates, as in the picture. Two partial '
         'sums of about the same size lose little when they are added: neighbors first, then their sums.')
-    assert lost > 1.01, ('That is off by one rounding only, so it was accumulated in a longer dtype, as in `torch.sum`. '
-        'Add with `+`, so that every partial sum is rounded.')
+    assert lost > 1.01, ('That is off by one rounding only, so it was accumulated in a longer dtype, as in '
+        '`torch.sum`. Add with `+`, so that every partial sum is rounded.')
     for n in (1, 7):
         got = answer(torch.arange(1., n + 1).bfloat16()[:,None]).tolist()
         assert got == [n*(n + 1)/2], (f'The sum of 1 to {n} is {n*(n + 1)/2:g}, but your result is {got}. What happens '

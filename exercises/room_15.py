@@ -1,4 +1,4 @@
-"Exercises on the doctor's report: backwards that pass, that do not, and one that fools it."
+"Exercises on the doctor's report: right and wrong backward passes, and one that the check does not detect."
 import torch
 from fb_pass.doctor import check_layer
 from fb_pass.forward import lin
@@ -14,16 +14,16 @@ def _findings(layer, *inputs):
 
 _log_softmax_slips = {
     'The logarithm of the sum is one number for each row, and it depends on x as well.': lambda out, grad: grad,
-    'An entry of x is in the logarithm, and so in every output of its row. What comes back from all of these?':
+    'An entry of x is in the logarithm, and so in every output of its row. What do all of these contribute?':
         lambda out, grad: grad - out.exp()*grad,
-    'There the sum goes over the other axis: which outputs does an entry of x go into?':
+    'Your sum goes over the wrong axis: which outputs does an entry of x affect?':
         lambda out, grad: grad - out.exp()*grad.sum(0),
-    'The slope of the logarithm of the sum is a probability. Is `out` one?':
+    'The derivative of the logarithm of the sum is a probability. Is `out` one?':
         lambda out, grad: grad - out*grad.sum(1, keepdim=True)}
 
 @exercise('15.1', 'Write `log_softmax_back(out, grad)`, the backward of the logarithm of a softmax along the last '
-    'axis; return the gradient of its input.', 'Three witnesses agree. For a loss that picks one entry of each row, '
-    'the sum is the 1 that is taken away from the right class.', _log_softmax_slips, wrong=[
+    'axis; return the gradient of its input.', 'All three references agree. For a loss that picks one entry of each '
+    'row, this gives the probabilities with 1 subtracted at the right class.', _log_softmax_slips, wrong=[
     ('The report says', lambda out, grad: grad + out.exp()*grad.sum(1, keepdim=True))])
 def log_softmax_back(answer):
     x,g = rands((6, 4), (6, 4)); y = x.log_softmax(1)
@@ -33,7 +33,7 @@ def log_softmax_back(answer):
     assert not found, f'The report says: {found}'
 
 def passed_by_ones():
-    "Names of the wrong backwards of a softmax that are right when ones arrive."
+    "Names of the wrong gradients of a softmax that pass with ones as upstream gradient."
     y = rand(3, 4).softmax(1)
     def right(g): return y*(g - (g*y).sum(1, keepdim=True))
     faults = dict(zeros=lambda g: 0*g, twice=lambda g: 2*right(g), no_sum=lambda g: y*g,
@@ -55,25 +55,25 @@ def _dropout(again=False, first=False, half=False, add=True):
             else: inp.g = g
     return Dropout
 
-@exercise('15.3', 'Write `Dropout` again so that its backward is right.', 'The checker could not have been told which '
-    'dice fall: it makes every call throw the same.', wrong=[
-    ('the same dice', _dropout(again=True)), ('first call', _dropout(first=True)),
+@exercise('15.3', 'Write `Dropout` again so that its backward is right.', 'The check works although the layer is '
+    'random: every call starts from the same random state.', wrong=[
+    ('the same random numbers', _dropout(again=True)), ('first call', _dropout(first=True)),
     ('multiplied by 0.5', _dropout(half=True)), ('overwritten', _dropout(add=False)),
     ('the class itself', _dropout()())])
 def dropout_mended(answer):
     assert isinstance(answer, type), 'Give the class itself: the check makes a layer of it.'
     x = rand(6, 5)
     layer = answer(); outs = [layer(x.clone()) for _ in range(2)]
-    assert not torch.equal(*outs), ('It drops the same entries in the first call and in the second. Dice are thrown in '
-        'every call.')
-    assert all(((o == 0) | torch.isclose(o, 2*x)).all() for o in outs), ('What comes out has to stay what it was: each '
-        'entry is 0 or doubled.')
+    assert not torch.equal(*outs), ('It drops the same entries in the first call and in the second. New random numbers '
+        'are drawn in every call.')
+    assert all(((o == 0) | torch.isclose(o, 2*x)).all() for o in outs), ('The output has to stay the same: each entry '
+        'is 0 or doubled.')
     found = _findings(answer(), x)
-    assert not found, (f'The report says: {found} What the forward has thrown, the backward needs: the same dice, of '
-        'the same call.')
+    assert not found, (f'The report says: {found} The backward needs the same random numbers as the forward of the '
+        'same call.')
 
 def _column_factors(w_grad):
-    "An autograd.Function for `x*w` with `w` of shape `(c,)`, and a gradient of `w` of somebody's making."
+    "An autograd.Function for `x*w` with `w` of shape `(c,)`, and the given gradient of `w`."
     class ColumnFactors(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x, w): ctx.save_for_backward(x, w); return x*w
@@ -84,7 +84,7 @@ def _column_factors(w_grad):
     return ColumnFactors
 
 @exercise('15.4', 'Fill in the backward of `ColumnFactors`: return a gradient for `x` and one for `w`.',
-    'In a batch of one the sum is none, and a fault in it cannot be seen. This check had five.', wrong=[
+    'In a batch of one the sum has a single term, so a fault in it cannot be seen. This check had five rows.', wrong=[
     ('lacks a sum', _column_factors(lambda g, x: g*x)),
     ('multiplied by 0.2', _column_factors(lambda g, x: (g*x).mean(0))),
     ('only the first', _column_factors(lambda g, x: (g*x)[0])), ('the factor', _column_factors(lambda g, x: g.sum(0))),
@@ -101,15 +101,15 @@ def _lin_times(factor):
     return sneaky
 
 @exercise('15.5', 'Write `sneaky(inp, out, w, b)`, a backward of `lin` that `check_layer` calls right for five '
-    'examples, and that is wrong for other batches.', 'Every check stands on one shape. So give it two, a batch of one '
-    'among them: `for n in (1, 2, 5): check_layer(layer, x[:n])`.', wrong=[
+    'examples, and that is wrong for other batches.', 'A check is valid for one shape only. So check several, a batch '
+    'of one among them: `for n in (1, 2, 5): check_layer(layer, x[:n])`.', wrong=[
     ('right', lin_grad), ('caught', _lin_times(lambda inp: 1/len(inp))),
     ('caught', _lin_times(lambda inp: 1 + inp[0,0])), ('right', _lin_times(lambda inp: 1 + 1e-17))])
 def sneaky(answer):
     w,b = rands((4, 3), (3,))
     found = _findings((lin, answer), rand(5, 4), w, b)
-    assert not found, (f'It is caught with five examples already: {found} What is the same in every pass that the '
-        'check makes here?')
+    assert not found, (f'It is caught with five examples already: {found} What is the same in all passes of this '
+        'check?')
     wrong_elsewhere = any(_findings((lin, answer), rand(n, 4), w, b) for n in (1, 2, 3, 6, 8))
     assert wrong_elsewhere, ('This one is right: for 1, 2, 3, 6 and 8 examples nothing is wrong either. The check '
-        'changes the numbers, and what does it never change?')
+        'changes the numbers, but what does it never change?')

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 def numerical_grad(
     f, # Function from a tensor to a scalar
     x: torch.Tensor, # Where to take the gradient, any shape; it is copied to float64
-    eps: float=None, # Step, in the unit of `x`; the cube root of the float64 rounding error by default (6e-6)
+    eps: float=None, # Step, in the unit of `x`; the cube root of float64's machine epsilon by default (6e-6)
 ) -> torch.Tensor: # Gradient of `f` at `x`, float64, shape of `x`
     "Gradient of `f` at `x` by central differences in float64: two evaluations of `f` for every entry of `x`."
     if eps is None: eps = torch.finfo(torch.float64).eps ** (1/3)
@@ -45,7 +45,7 @@ def autograd_grad(
 # %% ../nbs/tools/checks.ipynb #a0ea5cd0
 def _complaint(got, want):
     "Why `got` and `want` cannot be compared, in words; None if they can."
-    if got is None: return 'is missing: no backward has stored it'
+    if got is None: return 'is missing: no backward pass has stored it'
     if want is None: return 'has nothing to be compared with: the reference is None'
     if got.shape != want.shape: return f'has shape {tuple(got.shape)}, expected {tuple(want.shape)}'
     if got.dtype != want.dtype: return f'has dtype {got.dtype}, expected {want.dtype}'

@@ -14,7 +14,7 @@ from .parameters import Parts
 
 # %% ../nbs/06_modules.ipynb #52d0a75f
 class Module(Parts, ABC):
-    "A step of the network that keeps the inputs `args` and the output `out` of its last call."
+    "A step of the network that keeps the inputs `args` and output `out` of its last call."
     def __call__(self, *args):
         self.args = self.out = None # a call that fails leaves nothing behind
         self.args,self.out = args,self._noting(self.forward, *args)
@@ -22,7 +22,7 @@ class Module(Parts, ABC):
     @abstractmethod
     def forward(self, *args): "The output for `args`."
     @abstractmethod
-    def bwd(self, out, *args): "From `out.g`, add the gradients of `args` and of the parameters to their `.g`."
+    def bwd(self, out, *args): "From `out.g`, add to `.g` of `args` and of parameters."
     def backward(self):
         "The backward pass of the last call. Raises RuntimeError if there was none."
         if self.args is None: raise RuntimeError(f'{self!r}: backward before forward: call it on a batch first')
@@ -56,7 +56,7 @@ class Lin(Op):
 
 # %% ../nbs/06_modules.ipynb #3d084511
 class Model(Module):
-    "Layers in sequence and a loss: `model(x, targ)` is the loss, `model.preds` the predictions of the last layer."
+    "Layers in a row and a loss: `model(x, targ)` is the loss, `model.preds` the predictions of the last layer."
     preds = None
     def __init__(self, w1: torch.Tensor, # Weights of the first layer, (n_in, nh)
                  b1: torch.Tensor, # Biases of the first layer, (nh,)
@@ -66,7 +66,7 @@ class Model(Module):
     @classmethod
     def from_layers(cls, layers, # Any number of modules, first to last
                     loss): # Module that is called with the predictions and the targets
-        "A model of any depth. Raises TypeError for what is not a Module, ValueError if an object occurs twice."
+        "A model of any depth. Raises TypeError for what is not a Module, ValueError for an object that appears twice."
         model = cls.__new__(cls)
         model._build(list(layers), loss)
         return model
@@ -75,9 +75,9 @@ class Model(Module):
         for o in (*layers, loss):
             if not isinstance(o, Module): raise TypeError(f'{o!r} is not a Module: pass instances, like Relu()')
         if not layers: raise ValueError('a model needs at least one layer')
-        if len(self.children) <= len(layers):
-            raise ValueError('one layer object is in the list twice, but a layer keeps only its last call: '
-                             'make a second layer with the same tensors')
+        if len(self.children) <= len(layers): # `children` names every object once
+            raise ValueError('one layer object appears in the list twice, but a layer remembers only its last call: '
+                             'make a second layer that is given the same tensors')
     def forward(self, x, targ):
         for i,step in enumerate(self.children):
             try: x = step(x, targ) if step is self.loss else step(x)
@@ -85,5 +85,5 @@ class Model(Module):
             if step is not self.loss: self.preds = x
         return x
     def bwd(self, out, x, targ):
-        self.zero_grad() # they are added: without this a second pass would give too large ones
+        self.zero_grad() # a second backward gives the same gradients, not larger ones
         for step in reversed(self.children): step.backward()

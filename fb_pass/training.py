@@ -125,7 +125,7 @@ def _check_params(params):
             found = getattr(p, 'dtype', type(p).__name__)
             raise TypeError(f'parameter {i} has type {found}, expected a floating-point tensor')
     if len({id(p) for p in params}) < len(params):
-        raise ValueError('a parameter stands in params twice, and would be stepped twice')
+        raise ValueError('a parameter appears in params twice, and would be stepped twice')
     return params
 
 # %% ../nbs/09_training.ipynb #0bb51274

@@ -154,7 +154,7 @@ _KNOWN = {
 
 # %% ../nbs/17_viewer.ipynb #eefa9413
 def _rule(m, method):
-    "The rule that `forward` or `bwd` of the module `m` only applies; None if it does something of its own."
+    "The rule that `forward` or `bwd` of the module `m` applies; None if it does something else."
     return m.rule if isinstance(m, Op) and getattr(type(m), method) is getattr(Op, method) else None
 
 def _named_by(m):
