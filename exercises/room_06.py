@@ -1,4 +1,4 @@
-"Exercises on modules: layers written whole, a layer that forgets, and one object in two places."
+"Exercises on modules: whole layers, a layer that does not keep its mask, and one object in two places."
 import torch
 from fb_pass.checks import autograd_grad
 from fb_pass.gradients import add_grad
@@ -22,29 +22,31 @@ def _summed(inp, g): return (inp*g).sum()[None]
 @exercise('06.1', 'Write `Scale`, a `Module` that multiplies its input by a learned number `s` of shape `(1,)`.',
     'What was broadcast in the forward pass is summed in the backward pass, as with the bias, but here along both '
     'axes.', slips={
-    'All uses count in full: a mean where a sum belongs.': _scale(lambda inp, g: (inp*g).mean()[None]),
-    'Think of `s*inp`: by what is it multiplied, the number, in the forward pass? That is its slope.':
+    'The contributions of all entries are added, not averaged: a sum, not a mean.':
+        _scale(lambda inp, g: (inp*g).mean()[None]),
+    'In `s*inp`, by what is the number multiplied? That is the derivative with respect to it.':
         _scale(lambda inp, g: g.sum()[None])}, wrong=[
     ('is used once for every entry', _scale(lambda inp, g: inp*g)), ('inp.g', _scale(_summed, keep=False)),
-    ('`params`', _scale(_summed, own=False)),
+    ('`layer.params`', _scale(_summed, own=False)),
     ('do not overwrite', _scale(_summed, add=lambda t, g: setattr(t, 'g', g)))])
 def scale(cls):
     inp,s,u = rands((4, 3), (1,), (4, 3))
     layer = cls(s)
     out = layer(inp)
-    assert agree(out, s*inp), 'Forward first: what comes out is `s` times what went in, entry by entry.'
-    assert any(p is s for p in layer.params or ()), ('It computes, but `layer.params` does not list the number: an '
-        'optimizer would never change it. `Lin` keeps its tensors as attributes, and `params` has those that are '
-            'trained.')
+    assert agree(out, s*inp), 'Look at `forward` first: the output is `s` times the input, entry by entry.'
+    assert any(p is s for p in layer.params or ()), ('The output is right, but `layer.params` does not contain '
+        'the number, so an optimizer would never change it. Keep the tensor itself as an attribute, as `Lin` does, and '
+        'no copy of it.')
     out.g = u
-    twice = ('Right, once. Somebody may use the number in a second place, and then it collects two gradients: add, do '
-        'not overwrite.')
+    twice = ('The first pass is right. But the number may be used in a second place, and then it collects two '
+        'gradients: add, do not overwrite.')
+    upstream = 'The layer before needs this gradient as its upstream gradient.'
     for n in (1, 2):
         try: layer.backward()
-        except ValueError as e: raise AssertionError(f'{e}\nThe number is used once for every entry of the input. What '
-            'do the parts of all the uses make together?') from None
+        except ValueError as e: raise AssertionError(f'{e}\nThe number is used once for every entry of the input. '
+            'How do the gradients of all these uses combine?') from None
         where, hint = dict(values=dict(inp=inp), grads={'out.g': u}), twice if n == 2 else ''
-        yield ask(getattr(inp, 'g', None), n*s*u, 'inp.g', hint or 'The layer before waits for it.', **where)
+        yield ask(getattr(inp, 'g', None), n*s*u, 'inp.g', hint or upstream, **where)
         yield ask(getattr(s, 'g', None), n*_summed(inp, u), 's.g', hint, **where)
 
 class _Dropout(Module):
@@ -69,27 +71,27 @@ class _Seeded(_Dropout):
 
 @exercise('06.2', 'Find out why the gradient of `FaultyDropout` is wrong, and write `RepairedDropout`, in which it is '
     'right.', 'What is random in the forward pass is a constant in the backward pass, and must be kept like everything '
-    'else that the backward needs.', wrong=[
-    ('blocked in the forward pass', _Dropout), ('blocked in the forward pass', _NoMask), ('1/(1 - p)', _NoFactor),
-    ('Two layers', _OnTheClass), ('the same entries', _Seeded)])
+    'else that the backward pass needs.', wrong=[
+    ('set to 0 in the forward pass', _Dropout), ('set to 0 in the forward pass', _NoMask), ('1/(1 - p)', _NoFactor),
+    ('two layers', _OnTheClass), ('the same entries', _Seeded)])
 def repaired_dropout(cls):
     inp,u = rands((20, 10), (20, 10))
     layer,second = cls(.5),cls(.5)
     out,other = layer(inp),second(inp)
     kept = out != 0
-    assert 0 < kept.sum() < 200 and agree(out[kept], 2*inp[kept]), ('Forward was right: entries become 0 with '
-        'probability `p`, and the others are divided by `1 - p`. Leave it so.')
-    assert not torch.equal(out, other), 'Every call must draw anew. Here two calls block the same entries.'
+    assert 0 < kept.sum() < 200 and agree(out[kept], 2*inp[kept]), ('`forward` was right: entries '
+        'become 0 with probability `p`, and the others are divided by `1 - p`. Do not change this.')
+    assert not torch.equal(out, other), 'Every call must draw a new mask. Here two calls set the same entries to 0.'
     out.g = u
     layer.backward()
     g,want = getattr(inp, 'g', None),u*out/inp
-    assert not agree(g, u*kept), ('The places are right. What was multiplied by 1/(1 - p) in the forward pass is '
-        'multiplied by it in the backward pass as well.')
-    assert not agree(g, u*other/inp), ('Two layers of this kind, and one of them goes back with the mask of the other: '
-        'where does each keep its own?')
+    assert not agree(g, u*kept), ('The right entries are 0. But what was multiplied by 1/(1 - p) in the forward '
+        'pass is multiplied by it in the backward pass as well.')
+    assert not agree(g, u*other/inp), ('With two layers of this class, the backward pass of one used the mask '
+        'of the other. Where does each keep its own?')
     wrong = int(((g != 0) != (want != 0)).sum()) if isinstance(g, torch.Tensor) and g.shape == want.shape else 0
-    assert not wrong, (f'{wrong} of 200 entries were blocked in the forward pass and let a gradient through, or the '
-        'other way round. Which mask does `bwd` see?')
+    assert not wrong, (f'{wrong} of 200 entries were set to 0 in the forward pass but have a gradient, or the '
+        'other way round. Which mask does `bwd` use?')
     yield ask(g, want, 'inp.g')
 
 def what_happens():
@@ -102,27 +104,27 @@ def what_happens():
     except RuntimeError: return 'c'
 
 def _swish(slope):
-    "A layer with this slope, a function of x and of the sigmoid of x."
+    "A layer with this derivative, a function of x and of the sigmoid of x."
     class Swish(Module):
         def forward(self, inp): return inp*inp.sigmoid()
         def bwd(self, out, inp): add_grad(inp, out.g*slope(inp, inp.sigmoid()))
     return Swish
 
-@exercise('06.4', 'Derive the backward of `inp*inp.sigmoid()`, and write the layer `Swish`.', 'The product rule of '
-    'calculus, and the rule that a tensor that is used twice collects two gradients: they are the same rule.', slips={
-    '`inp` stands in two places, before the sigmoid and inside it. You have let it answer in the first of them only, '
-        'as if the sigmoid were a constant.': _swish(lambda x, s: s),
-    '`inp` stands in two places, before the sigmoid and inside it. You have let it answer in the second of them only, '
-        'as if the factor were a constant.': _swish(lambda x, s: x*s*(1 - s)),
+@exercise('06.4', 'Derive the gradient of `inp*inp.sigmoid()`, and write the layer `Swish`.', 'The product rule of '
+    'calculus and the sum of the two gradients of a tensor that is used twice are the same rule.', slips={
+    '`inp` occurs in two places, before the sigmoid and inside it. Your gradient has only the first, as if '
+        'the sigmoid were a constant.': _swish(lambda x, s: s),
+    '`inp` occurs in two places, before the sigmoid and inside it. Your gradient has only the second, as '
+        'if the factor were a constant.': _swish(lambda x, s: x*s*(1 - s)),
     'Two paths lead from `inp` to the product. Multiply along a path; derivatives along different paths are added.':
         _swish(lambda x, s: s*(1 - s)),
-    'The first part is right. On the second path the slope of the sigmoid is multiplied by `inp`, which stands before '
-        'it.': _swish(lambda x, s: s + s*(1 - s))})
+    'The first term is right. In the second, the derivative of the sigmoid is multiplied by `inp`, the factor before '
+        'the sigmoid.': _swish(lambda x, s: s + s*(1 - s))})
 def swish(cls):
     inp,u = rands((4, 3), (4, 3))
     layer = cls()
     out = layer(inp)
-    assert agree(out, inp*inp.sigmoid()), 'Forward first: `inp*inp.sigmoid()`.'
+    assert agree(out, inp*inp.sigmoid()), 'Look at `forward` first: `inp*inp.sigmoid()`.'
     out.g = u
     want = autograd_grad(lambda x: (x*x.sigmoid()*u).sum(), inp)
     yield from ask_twice(layer.backward, inp, want, values=dict(inp=inp, out=out), grads={'out.g': u})

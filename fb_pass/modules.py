@@ -14,7 +14,7 @@ from .parameters import Parts
 
 # %% ../nbs/06_modules.ipynb #52d0a75f
 class Module(Parts, ABC):
-    "A step of the network that remembers its last call: its inputs `args`, its output `out`."
+    "A step of the network that keeps the inputs `args` and output `out` of its last call."
     def __call__(self, *args):
         self.args = self.out = None # a call that fails leaves nothing behind
         self.args,self.out = args,self._noting(self.forward, *args)
@@ -22,7 +22,7 @@ class Module(Parts, ABC):
     @abstractmethod
     def forward(self, *args): "The output for `args`."
     @abstractmethod
-    def bwd(self, out, *args): "Add to `.g` of `args` and of the parameters, by `out.g`."
+    def bwd(self, out, *args): "From `out.g`, add to `.g` of `args` and of parameters."
     def backward(self):
         "The backward pass of the last call. Raises RuntimeError if there was none."
         if self.args is None: raise RuntimeError(f'{self!r}: backward before forward: call it on a batch first')
