@@ -367,8 +367,9 @@ def _explained(exam, row, known):
     "The explanation of a wrong gradient, in the first pass in which it is wrong; None if the right one is unknown."
     second = row.verdict == 'wrong' and row.fits('autograd', 'difference')
     p,hand = (exam.second, exam.again) if second else (exam.first, exam.hand)
-    name,want,error = row.name,p.want[row.name] if second or known is None else known,0.
-    if want is None or not want.isfinite().all(): want,error = _by_differences(p, name)
+    name,want,error = row.name,p.want[row.name],0.
+    doubted = not second and known is not None and want is not None and not torch.equal(known, want)
+    if want is None or doubted or not want.isfinite().all(): want,error = _by_differences(p, name)
     if want is None: return None
     try: seen = p.s.trace(p.ts, p.upstream)
     except RuntimeError: seen = Trace(p.ts, {}, {}, {})
