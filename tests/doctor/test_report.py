@@ -2,8 +2,10 @@
 import re
 
 import doctor_trials, faults
+import numpy as np
 import pytest
 import torch
+from fb_pass import closures
 from fb_pass.backward import lin_grad, relu_grad
 from fb_pass.gradients import add_grad
 from fb_pass.doctor.diagnosis import causes, explain_grad
@@ -379,3 +381,15 @@ def test_forward_mode_is_believed_only_where_it_agrees():
 
 def test_a_domain_that_is_left_is_no_error():
     assert look(nn.BCELoss(), torch.rand(5, 2, dtype=f64)*.98 + .01, torch.rand(5, 2, dtype=f64)).ok
+
+class HalfSoftmax(closures.Layer):
+    "Softmax in numpy, out of autograd's sight; its backward pass is half of the right one."
+    def forward(self, X):
+        Y = np.exp(X - X.max(1, keepdims=True))
+        Y = Y/Y.sum(1, keepdims=True)
+        return Y, lambda Yg: .5*Y*(Yg - (Yg*Y).sum(1, keepdims=True))
+
+def test_a_cause_is_named_where_differences_are_the_only_reference():
+    "Their error belongs to the tolerance of the explanation."
+    report = look(HalfSoftmax(), np.random.default_rng(0).standard_normal((3, 6)))
+    assert report.first.diagnosis.cause == 'scaled' and report.first.diagnosis.confident
