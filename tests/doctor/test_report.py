@@ -4,12 +4,13 @@ import re
 import doctor_trials, faults
 import numpy as np
 import pytest
-import torch
+import torch, torch.nn.functional as F
 from fb_pass import closures
 from fb_pass.backward import lin_grad, relu_grad
 from fb_pass.gradients import add_grad
 from fb_pass.doctor.diagnosis import causes, explain_grad
 from fb_pass.doctor.tracing import first_non_finite, trace
+from fb_pass.doctor import report as doctor
 from fb_pass.doctor.report import GradientError, check_layer
 from fb_pass.forward import lin, relu
 from fb_pass.modules import Lin, Model, Module
@@ -393,3 +394,25 @@ def test_a_cause_is_named_where_differences_are_the_only_reference():
     "Their error belongs to the tolerance of the explanation."
     report = look(HalfSoftmax(), np.random.default_rng(0).standard_normal((3, 6)))
     assert report.first.diagnosis.cause == 'scaled' and report.first.diagnosis.confident
+
+@pytest.mark.parametrize('shape', [(3, 4), (11, 11)])
+def test_autograd_explains_nothing_where_it_is_not_believed(shape):
+    "It does not see through `detach`: by it, half of the right gradient would be right. Of any size."
+    report = look(function(lambda x: x*x.detach(), lambda g, x: g*x), rand(*shape))
+    assert not report.ok and report.first.diagnosis.cause == 'scaled'
+
+def test_a_tensor_that_cannot_be_moved_is_not_called_unused():
+    "Moved by 1, a probability has left the domain. Autograd knows nothing of it, because of `detach`."
+    def loss(x, w): return F.binary_cross_entropy(x.detach(), torch.ones_like(x))*w.sum()
+    report = look(function(loss, lambda g, x, w: (None, g*loss(x, torch.ones_like(w)/w.numel()).expand_as(w))),
+                  torch.rand(5, dtype=f64)*.98 + .01, rand(3))
+    assert report.rows[0].verdict == 'absent' and report.rows[1].verdict == 'right'
+
+def test_progress_never_passes_its_end(monkeypatch):
+    "A wrong gradient is looked at once more, in case that float32 inside explains it."
+    bars = []
+    class Kept(doctor.tqdm):
+        def close(self): bars.append((self.n, self.total)); super().close()
+    monkeypatch.setattr(doctor, 'tqdm', Kept)
+    report = check_layer(function(Rescaled().forward, lambda g, x: g), rand(4, 6), raise_exception=False)
+    assert not report.ok and bars and all(n == total for n,total in bars)
