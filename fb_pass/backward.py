@@ -16,7 +16,7 @@ mse_rule = Rule(mse, lambda g, out, inp, targ: (g*2*(inp[:,0] - targ)[:,None]/le
 def mse_grad(inp: torch.Tensor, # Predictions, (n, 1), floating point
              targ: torch.Tensor): # Targets, (n,), dtype of `inp`
     "Backward of `mse`: adds to `inp.g`, (n, 1), and to `targ.g`, (n,). Raises ValueError if shapes do not fit."
-    mse_rule.add_grads(inp.new_ones(()), inp, targ) # the loss: its value is not needed, and its own gradient is 1
+    mse_rule.add_grads(torch.ones(()), inp, targ) # the loss: its value is not needed, and its own gradient is 1
 
 # %% ../nbs/05_backward.ipynb #2cb2324d
 relu_rule = Rule(relu, lambda g, out, inp: g*(inp > 0))

@@ -7,39 +7,74 @@ __all__ = ['numerical_grad', 'autograd_grad', 'default_rtol', 'check_grad', 'tes
 
 # %% ../nbs/tools/checks.ipynb #1b0a7903
 import statistics, weakref
+from collections.abc import Callable
+from numbers import Real
 from timeit import timeit
 
 import torch
 from fastcore.test import test_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from .inputs import check_kind, typed
 
 # %% ../nbs/tools/checks.ipynb #ef20669c
+def _as_tensor(who, name, o):
+    "A tensor from a tensor, an array, a list or a number. Raises TypeError."
+    if hasattr(o, 'mask'): raise TypeError(f'{who}: {name} is a {type(o).__name__}, expected an array without a mask')
+    try: o = torch.as_tensor(o).detach()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f'{who}: {name} is a {type(o).__name__}, expected numbers in a tensor or an array: {e}') from e
+    if o.is_sparse: o = o.to_dense()
+    if not o.is_meta: check_kind(who, name, o, torch.Tensor)
+    return o
+
+def _scalar(who, value):
+    "The number that a function has returned."
+    if isinstance(value, Real): return float(value)
+    value = _as_tensor(who, 'what f returned', value)
+    if value.numel() == 1 and not value.is_complex() and not value.is_meta: return float(value)
+    raise ValueError(f'{who}: f returned {value.dtype} of shape {tuple(value.shape)}, expected a scalar, as of .sum()')
+
+@typed
 def numerical_grad(
-    f, # Function from a tensor to a scalar
-    x: torch.Tensor, # Where to take the gradient, any shape; it is copied to float64
-    eps: float=None, # Step, in the unit of `x`; the cube root of float64's machine epsilon by default (6e-6)
+    f: Callable, # Function from a tensor to a scalar
+    x: torch.Tensor, # Where to take the gradient, any shape, real and finite; it is copied to float64
+    eps: float=None, # Step, in the unit of `x`; 6e-6 by default, float64's epsilon**(1/3), times |x| where |x| > 1
 ) -> torch.Tensor: # Gradient of `f` at `x`, float64, shape of `x`
     "Gradient of `f` at `x` by central differences in float64: two evaluations of `f` for every entry of `x`."
-    if eps is None: eps = torch.finfo(torch.float64).eps ** (1/3)
+    if x.is_complex(): raise TypeError(f'numerical_grad: x is {x.dtype}, expected real numbers: torch.view_as_real(x)')
     x = x.detach().to(torch.float64, copy=True).contiguous()
-    grad, flat = torch.empty_like(x), x.view(-1)
-    for i in range(flat.numel()):
-        value = flat[i].item()
-        flat[i] = value + eps; up = float(f(x))
-        flat[i] = value - eps; down = float(f(x))
-        flat[i] = value
-        grad.view(-1)[i] = (up - down) / (2*eps)
-    return grad
+    if not x.isfinite().all(): raise ValueError('numerical_grad: x has entries that are not finite')
+    steps = torch.finfo(x.dtype).eps**(1/3)*x.abs().clamp_min(1) if eps is None else torch.full_like(x, float(eps))
+    if not ((x + steps > x) & (x - steps < x)).all():
+        raise ValueError(f'numerical_grad: a step of {eps} is not positive, or vanishes beside the largest x')
+    def at(i, value): # on a copy, as f may write to it
+        moved = x.clone(); moved.view(-1)[i] = value
+        return _scalar('numerical_grad', f(moved))
+    ends = zip((x + steps).view(-1).tolist(), (x - steps).view(-1).tolist())
+    grad = [(at(i, up) - at(i, down)) / (up - down) for i,(up,down) in enumerate(ends)]
+    return x.new_tensor(grad).view_as(x)
 
 # %% ../nbs/tools/checks.ipynb #fadd296f
+@typed
 def autograd_grad(
-    f, # Function from tensors to a scalar
-    *xs: torch.Tensor, # Where to take the gradient; they are left as they are
+    f: Callable, # Function from tensors to a scalar
+    *xs: torch.Tensor, # Where to take the gradient, floating point; they are left as they are
 ): # One gradient with the shape and dtype of its tensor, or a tuple of them if there are several
-    "Gradient of `f(*xs)` with respect to each of `xs`, by PyTorch's autograd."
-    xs = [x.detach().requires_grad_() for x in xs]
-    grads = torch.autograd.grad(f(*xs), xs)
+    "Gradient of `f(*xs)` with respect to each of `xs`, by PyTorch's autograd, under `no_grad` too."
+    for i,x in enumerate(xs):
+        if not x.is_floating_point():
+            raise TypeError(f'autograd_grad: x number {i} is {x.dtype}, expected floating point: .float() converts it')
+    with torch.inference_mode(False), torch.enable_grad():
+        xs = [(x.clone() if x.is_inference() else x.detach()).requires_grad_() for x in xs]
+        out = f(*xs)
+        check_kind('autograd_grad', 'what f returned', out, torch.Tensor)
+        if out.numel() != 1:
+            raise ValueError(f'autograd_grad: f returned a tensor of shape {tuple(out.shape)}, expected a scalar')
+        grads = torch.autograd.grad(out, xs, allow_unused=True) if out.requires_grad else [None]*len(xs)
+    for i,g in enumerate(grads):
+        if g is None: raise ValueError(f'autograd_grad: what f returned does not depend on x number {i} by operations '
+                                       'that autograd has recorded')
     return grads[0] if len(grads) == 1 else grads
 
 # %% ../nbs/tools/checks.ipynb #a0ea5cd0
@@ -47,6 +82,8 @@ def _complaint(got, want):
     "Why `got` and `want` cannot be compared, in words; None if they can."
     if got is None: return 'is missing: no backward pass has stored it'
     if want is None: return 'has nothing to be compared with: the reference is None'
+    if want.is_meta or got.is_meta: return 'holds no numbers, being on the meta device'
+    if got.device != want.device: return f'is on {got.device}, expected {want.device}'
     if got.shape != want.shape: return f'has shape {tuple(got.shape)}, expected {tuple(want.shape)}'
     if got.dtype != want.dtype: return f'has dtype {got.dtype}, expected {want.dtype}'
     if not want.is_floating_point(): return f'has dtype {got.dtype}: a gradient is a floating-point tensor'
@@ -57,10 +94,12 @@ def _complaint(got, want):
     if bad: return f'has {bad} non-finite entries of {got.numel()}'
 
 # %% ../nbs/tools/checks.ipynb #bfb5d9db
+@typed
 def default_rtol(
     dtype: torch.dtype, # A floating-point dtype
 ) -> float: # Largest difference, as a share of the largest entry
     "Two thirds of the digits of `dtype`: 4e-11 for float64, 2e-5 for float32, 1e-2 for float16, 4e-2 for bfloat16."
+    if not dtype.is_floating_point: raise TypeError(f'default_rtol: dtype is {dtype}, expected a floating-point dtype')
     return torch.finfo(dtype).eps ** (2/3)
 
 # %% ../nbs/tools/checks.ipynb #cb965002
@@ -73,6 +112,7 @@ def _difference(got, want, scale, rtol, name):
             f'a difference of {err[i]:.2g} of the largest entry, allowed {rtol:.2g}')
 
 # %% ../nbs/tools/checks.ipynb #923b407f
+@typed
 def check_grad(
     got, # Gradient to be checked: a tensor or an array of any shape
     want, # Reference: same shape and dtype, finite, not all zero
@@ -80,7 +120,7 @@ def check_grad(
     name: str='gradient', # What to call it in the message
 ):
     "Check that two gradients agree, relative to the largest entry. AssertionError says what differs, and by how much."
-    got, want = [o if o is None else torch.as_tensor(o).detach() for o in (got, want)]
+    got, want = [o if o is None else _as_tensor('check_grad', k, o) for k,o in (('got', got), ('want', want))]
     if (problem := _complaint(got, want)): raise AssertionError(f'{name} {problem}')
     if rtol is None: rtol = default_rtol(want.dtype)
     scale = want.double().abs().max()
@@ -89,23 +129,27 @@ def check_grad(
     except AssertionError: raise AssertionError(_difference(got, want, scale, rtol, name)) from None
 
 # %% ../nbs/tools/checks.ipynb #662b7a48
+@typed
 def test_near_zero(
     a, # A tensor, an array or a number
     tol: float=1e-3, # Largest absolute value that passes, in the unit of `a`
 ):
     "Check that each entry of `a` is within `tol` of zero. Raises AssertionError if `a` is empty, non-finite or larger."
-    a = torch.as_tensor(a)
-    if not a.numel(): raise AssertionError('nothing to check: the tensor is empty')
-    worst = a.abs().max().item()
+    a = _as_tensor('test_near_zero', 'a', a)
+    if a.is_meta or not a.numel(): raise AssertionError('test_near_zero: nothing to check: the tensor is empty')
+    worst = (a*1.).abs().max().item()
     if not worst <= tol: raise AssertionError(f'not near zero: largest absolute value {worst:.3g}, allowed {tol:.3g}')
 
 # %% ../nbs/tools/checks.ipynb #a384b955
+@typed
 def compare_times(
     fns: dict, # Name -> function without arguments
     rounds: int=7, # How often each is timed
     warmup: bool=True, # Call each once before the clock starts? Not needed if they have run already
 ) -> dict: # Name -> median seconds of one call
     "Median time of each function, the functions taking turns so that a busy moment of the machine hits all of them."
+    if rounds < 1: raise ValueError(f'compare_times: rounds is {rounds}, expected at least 1')
+    for k,f in fns.items(): check_kind('compare_times', k, f, Callable)
     times = {k: [] for k in fns}
     if warmup:
         for f in fns.values(): f()
@@ -133,8 +177,9 @@ class _Held(TorchDispatchMode):
     def remove(self, key): self.now -= self.sizes.pop(key)
 
 # %% ../nbs/tools/checks.ipynb #4a4663ec
+@typed
 def peak_memory(
-    f, # Function without arguments
+    f: Callable, # Function without arguments
 ) -> int: # Bytes
     "Most memory that the tensors made by `f()` hold at one moment, over what was held before."
     with _Held() as held: f()

@@ -6,19 +6,24 @@
 __all__ = ['Parameter', 'Layer', 'Relu', 'Sigmoid', 'Linear', 'Sequential', 'mse_loss', 'SGDOptimizer', 'Learner']
 
 # %% ../nbs/08_closures.ipynb #6872adb1
-import sys
+import sys, zlib
+from numbers import Integral, Real
 import numpy as np
 from tqdm import tqdm
 
 # %% ../nbs/08_closures.ipynb #7bd88576
 def _check(who, name, a, dtype=None, shape=None):
     "Return `a` if it is a floating-point array of this dtype and shape; a None in `shape` fits any length."
-    if not isinstance(a, (np.ndarray, np.generic)) or a.dtype.kind != 'f' or a.dtype != (dtype or a.dtype):
+    # those with rules of their own come first in an operation: of np.matrix, * is another product
+    if getattr(a, '__array_priority__', 1) > 0 or a.dtype.kind != 'f' or a.dtype != (dtype or a.dtype):
         got,want = getattr(a, 'dtype', type(a).__name__),dtype or 'float'
-        raise TypeError(f"{who}: {name} is of type {got}, expected a numpy array: np.asarray({name}, '{want}')")
+        raise TypeError(f"{who}: {name} is of type {got} ({type(a).__name__}), expected np.asarray({name}, '{want}')")
     if shape is not None and (a.ndim != len(shape) or any(k not in (None, n) for k,n in zip(shape, a.shape))):
         raise ValueError(f"{who}: {name} has shape {a.shape}, expected {str(shape).replace('None', 'n')}")
     return a
+
+# changes with every number in the arrays, at the price of reading them
+def _sign(*arrays): return [zlib.crc32(np.ascontiguousarray(a)) for a in arrays]
 
 # %% ../nbs/08_closures.ipynb #6c052f80
 class Parameter:
@@ -67,7 +72,7 @@ class Sigmoid(Layer):
         # no exponent is positive, so nothing overflows
         Y = np.exp(np.minimum(_check(self, 'X', X), 0)) / (1 + np.exp(-np.abs(X)))
         def backward(Yg): return _check(self, 'Yg', Yg, Y.dtype, Y.shape) * Y * (1-Y)
-        return Y, backward
+        return Y.copy(), backward
 
 # %% ../nbs/08_closures.ipynb #18d447e4
 class Linear(Layer):
@@ -76,13 +81,15 @@ class Linear(Layer):
                  outputs: int, # Numbers that come out
                  rng=None, # Source of the weights: a numpy Generator, or the seed of a new one; new ones by default
                  dtype=np.float64): # Floating-point dtype of weights and bias
-        if min(inputs, outputs) < 1: raise ValueError(f'Linear: inputs={inputs} and outputs={outputs} must be positive')
+        if not all(isinstance(k, Integral) and k is not True and k > 0 for k in (inputs, outputs)):
+            raise ValueError(f'Linear: inputs={inputs!r} and outputs={outputs!r}, expected positive whole numbers')
         weights = np.random.default_rng(rng).standard_normal((inputs, outputs)) * np.sqrt(1/inputs)
         self.weights,self.bias = map(self.build_param, (weights.astype(dtype), np.zeros(outputs, dtype)))
     def forward(self, X):
         w,b = self.weights.tensor,self.bias.tensor # as they are now: a later update puts new arrays in their place
-        Y = _check(self, 'X', X, w.dtype, (None, len(w)))@w + b
+        Y,sign = _check(self, 'X', X, w.dtype, (None, len(w)))@w + b,_sign(X, w)
         def backward(Yg):
+            if _sign(X, w) != sign: raise RuntimeError(f'{self}: X or weights changed in place, run forward again')
             self.weights.add(X.T @ _check(self, 'Yg', Yg, w.dtype, (len(X), len(b))))
             self.bias.add(Yg.sum(0))
             return Yg @ w.T
@@ -120,7 +127,7 @@ def mse_loss(pred: np.ndarray, # Predictions, any shape, floating point
 class SGDOptimizer:
     "Gradient descent: each parameter takes a step against its gradient."
     def __init__(self, lr: float=0.1): # Learning rate: length of a step, as a multiple of the gradient
-        if not 0 < lr < np.inf: raise ValueError(f'SGDOptimizer: lr is {lr}, expected a positive number')
+        if not (isinstance(lr, Real) and 0 < lr < np.inf): raise ValueError(f'SGDOptimizer: lr is {lr!r}, expected > 0')
         self.lr = float(lr)
     def update(self, param):
         "Take a step and clear the gradient: `param` gets a new `tensor`, and a `gradient` of zeros."
@@ -133,13 +140,15 @@ class Learner:
     def __init__(self, model: Layer, # What learns
                  loss, # Function of predictions and targets: the loss and its gradient with respect to the predictions
                  optimizer): # Anything with a method `update` that takes a Parameter
-        if not model.parameters: raise ValueError(f'Learner: {model} has no parameters, so there is nothing to learn')
+        if not getattr(model, 'parameters', ()): raise ValueError(f'Learner: {model} has no parameters to be learned')
+        if not (callable(loss) and hasattr(optimizer, 'update')): raise TypeError(f'Learner: {loss=}, {optimizer=}')
         self.model,self.loss,self.optimizer = model,loss,optimizer
     def fit_batch(self, X, Y):
         "Take a step on one batch; returns the loss before it. If it is not finite, FloatingPointError and no step."
         pred,backward = self.model.forward(X)
         loss,gradient = self.loss(pred, Y)
         if not np.isfinite(loss): raise FloatingPointError(f'the loss is {loss}: lower lr, or look for NaN in X, Y')
+        for param in self.model.parameters: param.clear() # what an interrupted step has left
         backward(gradient)
         self.model.update(self.optimizer)
         return loss
@@ -150,7 +159,9 @@ class Learner:
             rng=0, # Source of the order: a numpy Generator, or the seed of a new one
             progress: bool=True): # Show a progress bar?
         "Take a step on each batch, in a new order in each epoch; returns each epoch's mean loss over the examples."
-        if not 0 < len(X) == len(Y) or bs < 1: raise ValueError(f'fit: {len(X)} inputs, {len(Y)} targets, bs={bs}')
+        x,y = (o.shape if isinstance(o, np.ndarray) else () for o in (X, Y))
+        if not (0,) < x[:1] == y[:1] or not isinstance(epochs, Integral) or not isinstance(bs, Integral) or bs < 1:
+            raise ValueError(f'fit: X {x}, Y {y}, bs={bs} and epochs={epochs}, expected as many rows, whole numbers')
         rng,losses,form = np.random.default_rng(rng),[],'{l_bar}{bar:30}| epoch {n} of {total}{postfix}'
         for _ in (bar := tqdm(range(epochs), file=sys.stdout, disable=not progress, bar_format=form)):
             batches = np.split(rng.permutation(len(X)), range(bs, len(X), bs))

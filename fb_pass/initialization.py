@@ -10,6 +10,7 @@ import math
 from numbers import Integral, Real
 
 import torch
+from .inputs import check_kind
 
 # %% ../nbs/deeper/03_initialization.ipynb #6fba6b46
 def _check_count(name, count):
@@ -31,10 +32,11 @@ def kaiming_std(
     return math.sqrt(2 / ((1 + a**2) * fan))
 
 # %% ../nbs/deeper/03_initialization.ipynb #70317350
-def _fan(n_in, n_out, mode):
+def _fan(n_in, n_out, mode, generator):
     "The fan that `mode` names."
     _check_count('n_in', n_in); _check_count('n_out', n_out)
-    if mode not in ('fan_in', 'fan_out'):
+    if generator is not None: check_kind('kaiming', 'generator', generator, torch.Generator)
+    if not isinstance(mode, str) or mode not in ('fan_in', 'fan_out'):
         raise ValueError(f"mode is {mode!r}, expected 'fan_in' (for the activations) or 'fan_out' (for the gradients)")
     return n_in if mode == 'fan_in' else n_out
 
@@ -47,7 +49,7 @@ def kaiming_normal(
     generator: torch.Generator=None, # Source of the random numbers; torch's own by default
 ) -> torch.Tensor: # Weight, (n_in, n_out), of torch's default dtype
     "Normal weights of the size that `kaiming_std` says. Raises as `kaiming_std`, and ValueError for another `mode`."
-    std = kaiming_std(_fan(n_in, n_out, mode), a)
+    std = kaiming_std(_fan(n_in, n_out, mode, generator), a)
     return torch.randn(n_in, n_out, generator=generator) * std
 
 # %% ../nbs/deeper/03_initialization.ipynb #a8400e59
@@ -59,5 +61,5 @@ def kaiming_uniform(
     generator: torch.Generator=None, # Source of the random numbers; torch's own by default
 ) -> torch.Tensor: # Weight, (n_in, n_out), of torch's default dtype, within sqrt(3) standard deviations of 0
     "Uniform weights of the size that `kaiming_std` says. Raises as `kaiming_normal`."
-    bound = math.sqrt(3) * kaiming_std(_fan(n_in, n_out, mode), a)
+    bound = math.sqrt(3) * kaiming_std(_fan(n_in, n_out, mode, generator), a)
     return torch.empty(n_in, n_out).uniform_(-bound, bound, generator=generator)

@@ -8,14 +8,34 @@ __all__ = ['to_linear', 'to_torch', 'from_torch', 'as_torch', 'named_weights', '
 # %% ../nbs/10_library.ipynb #db08d3b9
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
+from .datasets import replace_file
 from .gradients import to_function
-from .inputs import check_inputs
+from .inputs import check_apart, check_inputs, check_kind, typed
 from .modules import Lin, Model, Module, Op, Relu
 from .training import CrossEntropy
+
+# %% ../nbs/10_library.ipynb #801cf9ce
+_does = '__call__', '_call_impl', '_noting', 'forward', 'backward', 'bwd', '_with_own', 'rule', 'uses', 'children'
+
+def _check_plain(who, o, *classes, skip=()):
+    "TypeError unless `o` is of one of the classes, and does and keeps what that does and no more."
+    cls = next((c for c in classes if isinstance(o, c)), None)
+    if cls is None:
+        raise TypeError(f'{who}, {o!r}, has no counterpart: expected {" or ".join(c.__name__ for c in classes)}')
+    names = [k for k in _does if hasattr(cls, k) and k not in skip]
+    own = [k for k in names if k in vars(o) or getattr(type(o), k) is not getattr(cls, k)]
+    if isinstance(o, nn.Module):
+        held = dict([*o.named_parameters(recurse=False), *o.named_buffers(recurse=False)])
+        every = vars(o) | vars(nn.modules.module) # torch keeps hooks in such dictionaries
+        own += [k for k,v in every.items() if k.endswith('_hooks') and v]
+        own += [k for k,t in held.items() if t._backward_hooks or getattr(t, '_post_accumulate_grad_hooks', None)]
+        own += sorted(held.keys() ^ ({'weight', 'bias'} if cls is nn.Linear else set()))
+    if isinstance(o, Op): own += sorted({k for k,_ in o.named_params()} - {*o.uses})
+    if own:
+        raise TypeError(f'{who}, {o!r}, is no plain {cls.__name__}: its own {", ".join(own)} cannot be carried over')
 
 # %% ../nbs/10_library.ipynb #51de442f
 def to_linear(
@@ -28,32 +48,38 @@ def to_linear(
     with torch.no_grad(): layer.weight.copy_(w.t()), layer.bias.copy_(b)
     return layer
 
+@typed
 def to_torch(
     model: Model, # A model of `Lin` and `Relu` layers
 ) -> nn.Sequential: # Layer for layer the same, with copies of the parameters, from inputs to logits
     "The layers of `model` as torch's; a shared parameter stays shared. TypeError for a layer that has no counterpart."
+    _check_plain('to_torch: the model', model, Model, skip=('bwd', 'backward')) # autograd takes its place
+    check_apart('to_torch', *(p for p in model.params if 0 not in p.stride()))
     known,layers = {},[]
     for i,l in enumerate(model.layers):
+        _check_plain(f'to_torch: layer {i}', l, Lin, Relu)
         if isinstance(l, Lin):
             new = to_linear(l.w, l.b)
             new.weight,new.bias = known.setdefault(id(l.w), new.weight),known.setdefault(id(l.b), new.bias)
             layers.append(new)
-        elif isinstance(l, Relu): layers.append(nn.ReLU())
-        else: raise TypeError(f'to_torch: layer {i}, {l!r}, has no counterpart: expected Lin or Relu')
+        else: layers.append(nn.ReLU())
     return nn.Sequential(*layers)
 
 # %% ../nbs/10_library.ipynb #f04ccba3
+@typed
 def from_torch(
     net: nn.Sequential, # `nn.Linear`, with biases, and `nn.ReLU`
     loss: Module=None, # The last step of the model; cross-entropy by default
 ) -> Model: # Layer for layer the same, with copies of the parameters
     "The layers of `net` as ours; a shared parameter stays shared. TypeError for a layer that has no counterpart."
+    _check_plain('from_torch: the network', net, nn.Sequential)
     known,layers = {},[]
     def copy(p): return known.setdefault(id(p), p.detach().t().clone(memory_format=torch.contiguous_format))
     for i,l in enumerate(net):
-        if type(l) is nn.Linear and l.bias is not None: layers.append(Lin(copy(l.weight), copy(l.bias)))
-        elif type(l) is nn.ReLU: layers.append(Relu())
-        else: raise TypeError(f'from_torch: layer {i}, {l}, is neither nn.Linear with a bias nor nn.ReLU')
+        _check_plain(f'from_torch: layer {i}', l, nn.Linear, nn.ReLU)
+        if isinstance(l, nn.Linear): check_inputs(f'from_torch: layer {i}', weight=l.weight, bias=l.bias)
+        layers.append(Lin(copy(l.weight), copy(l.bias)) if isinstance(l, nn.Linear) else Relu())
+    check_apart('from_torch', *net.parameters())
     return Model.from_layers(layers, CrossEntropy() if loss is None else loss)
 
 # %% ../nbs/10_library.ipynb #b7c10012
@@ -62,6 +88,7 @@ class _TorchOp(nn.Module):
     def __init__(self, op, copies):
         super().__init__()
         if not isinstance(op, Op): raise TypeError(f'as_torch: {op!r} has no rule: expected a layer made from a Rule')
+        _check_plain('as_torch: a layer', op, Op, skip=('rule', 'uses'))
         self.uses,self.function = op.uses,to_function(op.rule, f'{type(op).__name__}Function')
         for k,t in ((k, getattr(op, k)) for k in op.uses):
             setattr(self, k, copies.setdefault(id(t), nn.Parameter(t.detach().clone())))
@@ -71,11 +98,14 @@ class _TorchModel(nn.Module):
     "A model inside torch; `layers` makes the predictions."
     def __init__(self, model):
         super().__init__()
+        _check_plain('as_torch: the model', model, Model)
+        check_apart('as_torch', *(p for p in model.params if 0 not in p.stride()))
         copies = {} # a shared parameter stays shared
         self.layers = nn.Sequential(*[_TorchOp(l, copies) for l in model.layers])
         self.loss = _TorchOp(model.loss, copies)
     def forward(self, x, targ): return self.loss(self.layers(x), targ)
 
+@typed
 def as_torch(
     model: Model, # A model whose layers and loss are made from rules
 ) -> nn.Module: # `net(x, targ)` is the loss, `net.layers(x)` the predictions
@@ -86,44 +116,66 @@ def as_torch(
 def _walk_torch(net):
     "As `named_params`, for the torch counterpart of a model: names, and views of the parameters in our layout."
     if not isinstance(net, nn.Sequential): raise TypeError(f'{net!r}: expected a Model or an nn.Sequential')
+    if len(net.state_dict()) != sum(len(l.state_dict()) for l in net):
+        raise TypeError(f'{net!r} has parameters beside those of its layers')
     for i,l in enumerate(net):
-        if isinstance(l, nn.Linear):
-            yield from ((f'layers.{i}.w', l.weight.detach().t()), (f'layers.{i}.b', l.bias.detach()))
-        elif [*l.parameters()]: raise TypeError(f'layer {i}, {l}, has parameters but is not an nn.Linear')
+        if isinstance(l, nn.Linear) and [*l.state_dict()] in (['weight', 'bias'], ['weight']):
+            yield f'layers.{i}.w', l.weight.detach().t()
+            if l.bias is not None: yield f'layers.{i}.b', l.bias.detach()
+        elif l.state_dict(): raise TypeError(f'layer {i}, {l}, has more to save than an nn.Linear')
 
 # %% ../nbs/10_library.ipynb #2c9c3eab
 def named_weights(
     model, # A module of ours, or an `nn.Sequential` of `nn.Linear` and layers without parameters
 ) -> dict: # Name, as in layers.0.w, to tensor in our layout, which shares its memory with the model
     "The parameters by name, each of them once. Raises TypeError for something else, ValueError if there are none."
-    found,seen = {},set()
+    found = {}
     for name,t in model.named_params() if isinstance(model, Module) else _walk_torch(model):
-        if t.data_ptr() not in seen: found[name] = t
-        seen.add(t.data_ptr())
+        if not any(t.is_set_to(o) and t.dtype == o.dtype for o in found.values()): found[name] = t # other numbers?
     if not found: raise ValueError(f'{model!r} has no parameters')
     return found
 
 # %% ../nbs/10_library.ipynb #c6d5dfcc
+def _path(who, path):
+    if isinstance(path, os.PathLike): path = os.fspath(path)
+    check_kind(who, 'path', path, str)
+    return Path(path)
+
 def save_weights(
     model, # What `named_weights` takes
     path, # File to be written, or replaced
 ):
     "Write the parameters to a safetensors file, at once and complete. Raises as `named_weights` does, and OSError."
-    from safetensors.torch import save_file
-    path = Path(path)
-    weights = {k: t.clone(memory_format=torch.contiguous_format) for k,t in named_weights(model).items()}
-    with TemporaryDirectory(prefix='partial-', dir=path.parent) as tmp:
-        save_file(weights, Path(tmp)/path.name)
-        os.replace(Path(tmp)/path.name, path)
+    from safetensors.torch import save
+    copies = {k: t.detach().clone(memory_format=torch.contiguous_format) for k,t in named_weights(model).items()}
+    replace_file(_path('save_weights', path), save(copies))
 
 # %% ../nbs/10_library.ipynb #67d6d024
 def _read(path):
     "The tensors of a safetensors file by name."
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-    try: return load(Path(path).read_bytes())
+    from safetensors import SafetensorError, safe_open
+    if not path.exists(): raise FileNotFoundError(f'load_weights: path {path}: there is no such file')
+    if not path.is_file(): raise OSError(f'load_weights: path {path} is no file')
+    try:
+        with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()} # read when they are used
     except SafetensorError as e:
         raise ValueError(f'{Path(path).name} is not a safetensors file, or it is truncated or damaged: {e}') from None
+
+def _write(tensors, new):
+    "Write to all tensors or to none. ValueError for one that cannot be written to, or shares memory with another."
+    old = {k: t.detach().clone() for k,t in tensors.items()}
+    def write(values):
+        for k,t in tensors.items():
+            try: t.copy_(values[k])
+            except RuntimeError as e: raise ValueError(f'{k} cannot be written to: {e}') from e
+    with torch.no_grad():
+        write(old)
+        try:
+            write(new)
+            for k,t in tensors.items():
+                if (t.cpu() != new[k]).logical_and(new[k] == new[k]).any(): # a NaN is equal to nothing
+                    raise ValueError(f'{k} shares memory with another parameter, which has other numbers in the file')
+        except BaseException: write(old); raise
 
 # %% ../nbs/10_library.ipynb #4b38fb3d
 def load_weights(
@@ -131,7 +183,8 @@ def load_weights(
     path, # A file that `save_weights` has written for a model of the same names and shapes
 ):
     "Read parameters from a file. ValueError, with nothing changed, if it is damaged or does not fit; or OSError."
-    found,wanted,file = _read(path),named_weights(model),Path(path).name
+    path = _path('load_weights', path)
+    found,wanted,file = _read(path),named_weights(model),path.name
     if found.keys() != wanted.keys():
         odd = wanted.keys() - found.keys(), found.keys() - wanted.keys()
         lack,extra = [', '.join(sorted(o)) or 'none' for o in odd]
@@ -139,4 +192,4 @@ def load_weights(
     for k,t in wanted.items():
         got,want = [f'{tuple(o.shape)} {o.dtype}' for o in (found[k], t)]
         if got != want: raise ValueError(f'{file}: {k} is {got}, expected {want}')
-    for k,t in wanted.items(): t.copy_(found[k])
+    _write(wanted, found)

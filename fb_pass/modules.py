@@ -7,9 +7,11 @@ __all__ = ['Module', 'Op', 'Relu', 'Mse', 'Lin', 'Model']
 
 # %% ../nbs/06_modules.ipynb #df68ee08
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from .backward import lin_rule, mse_rule, relu_rule
+from .inputs import typed
 from .parameters import Parts
 
 # %% ../nbs/06_modules.ipynb #52d0a75f
@@ -17,8 +19,7 @@ class Module(Parts, ABC):
     "A step of the network that keeps the inputs `args` and output `out` of its last call."
     def __call__(self, *args):
         self.args = self.out = None # a call that fails leaves nothing behind
-        self.args,self.out = args,self._noting(self.forward, *args)
-        return self.out
+        return self._keep(args, self._noting(self.forward, *args))
     @abstractmethod
     def forward(self, *args): "The output for `args`."
     @abstractmethod
@@ -26,7 +27,7 @@ class Module(Parts, ABC):
     def backward(self):
         "The backward pass of the last call. Raises RuntimeError if there was none."
         if self.args is None: raise RuntimeError(f'{self!r}: backward before forward: call it on a batch first')
-        self._noting(self.bwd, self.out, *self.args)
+        self._go_back(self.bwd)
     def __repr__(self): return f"{type(self).__name__}({', '.join(map(repr, self.children))})"
 
 # %% ../nbs/06_modules.ipynb #eda9ffd5
@@ -34,6 +35,8 @@ class Op(Module):
     "A layer made from a rule, which is called with the inputs and then with the attributes named in `uses`."
     rule,uses = None,()
     def _with_own(self, args): return *args, *(getattr(self, k) for k in self.uses)
+    def _noting(self, f, *args): # a rule leaves nothing in the attributes
+        return f(*args) if getattr(f, '__func__', None) in (Op.forward, Op.bwd) else super()._noting(f, *args)
     def forward(self, *args): return self.rule.forward(*self._with_own(args))
     def bwd(self, out, *args): self.rule.add_grads(out, *self._with_own(args))
 
@@ -49,6 +52,7 @@ class Mse(Op):
 class Lin(Op):
     "`lin` as a layer: `(n, n_in)` in, `(n, n_out)` out. A call raises ValueError or TypeError for what does not fit."
     rule,uses = lin_rule,('w', 'b')
+    @typed
     def __init__(self, w: torch.Tensor, # Weights, (n_in, n_out), floating point; kept, not copied
                  b: torch.Tensor): # Biases, (n_out,), dtype of `w`; kept, not copied
         self.w,self.b = w,b
@@ -58,13 +62,15 @@ class Lin(Op):
 class Model(Module):
     "Layers in a row and a loss: `model(x, targ)` is the loss, `model.preds` the predictions of the last layer."
     preds = None
+    @typed
     def __init__(self, w1: torch.Tensor, # Weights of the first layer, (n_in, nh)
                  b1: torch.Tensor, # Biases of the first layer, (nh,)
                  w2: torch.Tensor, # Weights of the second layer, (nh, 1)
                  b2: torch.Tensor): # Biases of the second layer, (1,)
         self._build([Lin(w1, b1), Relu(), Lin(w2, b2)], Mse())
     @classmethod
-    def from_layers(cls, layers, # Any number of modules, first to last
+    @typed
+    def from_layers(cls, layers: Iterable, # Any number of modules, first to last
                     loss): # Module that is called with the predictions and the targets
         "A model of any depth. Raises TypeError for what is not a Module, ValueError for an object that appears twice."
         model = cls.__new__(cls)
@@ -75,13 +81,16 @@ class Model(Module):
         for o in (*layers, loss):
             if not isinstance(o, Module): raise TypeError(f'{o!r} is not a Module: pass instances, like Relu()')
         if not layers: raise ValueError('a model needs at least one layer')
-        if len(self.children) <= len(layers): # `children` names every object once
-            raise ValueError('one layer object appears in the list twice, but a layer remembers only its last call: '
+        every = [o for step in (*layers, loss) for o in (step, *step._below)]
+        if len({*map(id, every)}) < len(every):
+            raise ValueError('one layer object appears twice in the model, but a layer remembers only its last call: '
                              'make a second layer that is given the same tensors')
     def forward(self, x, targ):
         for i,step in enumerate(self.children):
             try: x = step(x, targ) if step is self.loss else step(x)
-            except (TypeError, ValueError) as e: raise type(e)(f'{step!r}, step {i} of the model: {e}') from e
+            except (RuntimeError, TypeError, ValueError) as e:
+                e.args = f'{step!r}, step {i} of the model: {e}',
+                raise
             if step is not self.loss: self.preds = x
         return x
     def bwd(self, out, x, targ):

@@ -8,13 +8,14 @@ __all__ = ['normalize_grad', 'normalize_full_grad']
 # %% ../nbs/deeper/02_normalization.ipynb #6a01bada
 import torch
 from .gradients import add_grad, upstream_grad
-from .inputs import check_stats
+from .inputs import check_stats, typed
 
 # %% ../nbs/deeper/02_normalization.ipynb #57ecc275
+@typed
 def normalize_grad(
     inp: torch.Tensor, # Input of `normalize`, any shape
     out: torch.Tensor, # Output, same shape, with its gradient in `out.g`
-    s: torch.Tensor, # The standard deviation that was divided by, a constant
+    s, # A tensor or a number: the standard deviation that was divided by, a constant
 ):
     "Backward pass of `normalize` with constant `m` and `s`: adds to `inp.g`. RuntimeError if there is no `out.g`."
     # forward: (inp - m) / s
@@ -23,10 +24,11 @@ def normalize_grad(
     add_grad(inp, g / s)
 
 # %% ../nbs/deeper/02_normalization.ipynb #98e267bb
+@typed
 def normalize_full_grad(
     inp: torch.Tensor, # Input of `normalize`, any shape
     out: torch.Tensor, # Output, same shape, with its gradient in `out.g`
-    s: torch.Tensor, # The standard deviation of `inp`; its shape says which entries share one
+    s, # A tensor or a number: the standard deviation of `inp`; its shape says which entries share one
     correction: int=1, # What was subtracted from the count in the variance: 1 as in `inp.std()`, 0 if biased
 ):
     "Backward pass of `normalize` by `inp`'s statistics: adds to `inp.g`. ValueError if too few entries share an `s`."

@@ -6,60 +6,180 @@
 __all__ = ['found', 'Parts']
 
 # %% ../nbs/tools/parameters.ipynb #c6213a57
+import copyreg
+from collections import UserList, deque
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import count
+from reprlib import recursive_repr
+from types import SimpleNamespace
+
 import torch
-from .gradients import clear_grads
+from torch.utils._pytree import tree_map_only
+from .gradients import backward_pass, clear_grads
+from .inputs import check_versions, note_versions, typed
 
 # %% ../nbs/tools/parameters.ipynb #58f9e56e
-def _walk(name, o):
-    if isinstance(o, (torch.Tensor, Parts)): yield name, o
-    elif isinstance(o, (dict, list, tuple)):
-        for k,v in o.items() if isinstance(o, dict) else enumerate(o): yield from _walk(f'{name}.{k}', v)
+def _entries(o):
+    "What a container holds, as pairs; nothing if it is none."
+    if isinstance(o, (list, tuple, deque, UserList)): return enumerate(o)
+    if isinstance(o, (dict, Mapping)): return o.items()
+    if isinstance(o, torch.nn.Module): return [*o.named_parameters(recurse=False), *o.named_children()]
+    if isinstance(o, SimpleNamespace): return vars(o).items()
+    if is_dataclass(o) and not isinstance(o, type): return [(f.name, getattr(o, f.name, None)) for f in fields(o)]
+    return ()
+
+_plain = {int, float, bool, str, frozenset, type(None), type(len), type(lambda: 0)} # what holds nothing, for speed
+
+def _walk(entries, before='', outer=()):
+    "Tensors and objects with parts among named things and inside them, as pairs."
+    pairs = []
+    for k,o in entries:
+        if isinstance(o, (torch.Tensor, Parts)): pairs.append((f'{before}{k}', o))
+        elif type(o) not in _plain and id(o) not in outer: pairs += _walk(_entries(o), f'{before}{k}.', (*outer, id(o)))
+    return pairs
+
+def _by_name(pairs):
+    "A dictionary of named things. A name that is taken gets a prime."
+    found = dict(pairs)
+    if len(found) == len(pairs): return found
+    found = {}
+    for k,o in pairs:
+        while k in found: k += "'"
+        found[k] = o
+    return found
 
 class found:
     "A property that an instance may replace by its own value, as in `self.params = [w]`."
+    @typed
     def __init__(self,
-        f, # The method that finds the value
+        f: Callable, # The method that finds the value
     ): self.f = f
     def __get__(self, o, cls=None): return self if o is None else self.f(o)
 
 # %% ../nbs/tools/parameters.ipynb #d51d02b8
+_numbers = count(1) # of calls and of backward passes
+# in the local `backward_pass`: `.gone`, what the one that is on has gone through, and `.first`
+
 class Parts:
     "An object that keeps parameters, and others of its kind, in its attributes."
     args = out = None # inputs and output of the last call
     _results = frozenset() # names of what calls have left in other attributes
+    _call,_called = 0,() # number of the last call, and those of the parts that it called
 
-    def _parts(self):
-        "Tensors and objects of this kind in the attributes: pairs such as ('w', a tensor) or ('layers.0', a layer)."
-        skip = {'args', 'out', 'params', *self._results}
-        return [o for k,v in vars(self).items() if k not in skip for o in _walk(k, v)]
+    def _held(self):
+        "Tensors and objects of this kind by name, such as 'w' or 'layers.0': in attributes, or given as children."
+        held = _by_name(_walk((k, o) for k,o in vars(self).items() if k not in ('args', 'out', 'params', '_called')))
+        if type(self).children is not Parts.children:
+            known = {id(o) for o in held.values()}
+            held |= {f'children.{i}': o for i,o in enumerate(self.children) if id(o) not in known}
+        return held
+
+    def _parts(self): return {k: o for k,o in self._held().items() if k not in self._results}
+
+    def _tensors(self):
+        "All tensors in attributes by name, inputs such as args.0, output and results too."
+        return _by_name([(k, t) for k,t in _walk(vars(self).items()) if isinstance(t, torch.Tensor)])
+
+    def _without(self, skip, tensors): # by the whole name, as in tape.0, or by that of the attribute
+        return {k: t for k,t in tensors.items() if not {k, k.partition('.')[0]} & skip}
 
     def _noting(self, f, *args):
-        "Call `f(*args)`, and record the attributes that it sets, and the lists in attributes that it extends."
-        before = dict(vars(self))
-        lengths = {k: len(v) for k,v in before.items() if isinstance(v, list)}
+        "Call `f(*args)`, and record the names of the tensors, and of the objects of this kind, that it leaves here."
+        before = self._held()
+        calls = {k: o._call for k,o in before.items() if isinstance(o, Parts)}
         try: return f(*args)
         finally:
-            new = [k for k,v in vars(self).items() if v is not before.get(k) or k in lengths and len(v) != lengths[k]]
-            if new: self._results = self._results.union(new)
+            after = self._held()
+            new = {k for k,o in after.items() if o is not before.get(k)} - self._results
+            if new: self._results = self._results | new
+            self._called = {k: o._call for k,o in after.items() if isinstance(o, Parts) and o._call != calls.get(k)}
+
+    def _keep(self, args, out):
+        "Keep inputs and output of a call. An output that is an input or a parameter gets a `.g` of its own, as a view."
+        self.args,self._call = args,next(_numbers)
+        kept = self._tensors()
+        mine = {id(t) for t in self._without(self._results, kept).values()}
+        if any(id(t) in mine for _,t in _walk([('out', out)])):
+            out = tree_map_only(torch.Tensor, lambda t: t.view_as(t) if id(t) in mine else t, out)
+        self.out = out
+        note_versions(self, kept | dict(_walk([('out', out)])))
+        return out
+
+    def _check(self, kept):
+        "RuntimeError if what was kept has changed since the last call, or a part was called again."
+        check_versions(self, self, self._without({'args', 'out', *self._results}, kept))
+        held = self._held() if self._called else {}
+        for k in self._called:
+            if k in held and held[k]._call != self._called[k]:
+                raise RuntimeError(f'{self!r}: {k} was called again, and remembers only its last call: run the forward '
+                                   'pass again; in two places of a model, there must be two layers')
+
+    def __getstate__(self): # of a copy: what has changed since its call is no call to go back to
+        state,slots = vars(self),{k: getattr(self, k) for k in copyreg._slotnames(type(self)) if hasattr(self, k)}
+        try: self._check(self._tensors())
+        except RuntimeError: state = state | dict(args=None, out=None)
+        return (state, slots) if slots else state
+
+    def __setstate__(self, state):
+        state,slots = state if isinstance(state, tuple) else (state, {})
+        vars(self).update(state)
+        for k,v in slots.items(): setattr(self, k, v)
+        note_versions(self, self._tensors())
+
+    def _go_back(self, f):
+        "Call `f(out, *args)` with what was kept. RuntimeError if it has changed, or was gone through in this pass."
+        kept = self._tensors()
+        self._check(kept)
+        outermost = not hasattr(backward_pass, 'gone')
+        if outermost: backward_pass.gone,backward_pass.first = {},self
+        try:
+            if backward_pass.gone.get(id(self)) is self.args:
+                raise RuntimeError(f'{self!r}: this layer object has two places in the model, but remembers only its '
+                                   'last call: make a second layer that is given the same tensors')
+            backward_pass.gone[id(self)] = self.args
+            called = self._called
+            self._noting(f, self.out, *self.args)
+            if called: self._called = called | self._called
+            note_versions(self, kept)
+        finally:
+            if outermost: vars(backward_pass).clear()
 
     @found
-    def children(self): return tuple({id(o): o for _,o in self._parts() if isinstance(o, Parts)}.values())
+    def children(self): return tuple({id(o): o for o in self._parts().values() if isinstance(o, Parts)}.values())
 
     @found
+    @recursive_repr(()) # what is asked for while it is being found is empty
+    def _below(self): # one in two places is here twice; a child may know its parent
+        return tuple(o for c in self.children for o in (c, *c._below) if o is not self)
+
+    @found
+    @recursive_repr(()) # what is asked for while it is being found is empty
     def params(self):
-        tensors = [t for _,o in self._parts() for t in (o.params if isinstance(o, Parts) else [o])]
-        return tuple({id(t): t for t in tensors if t.is_floating_point()}.values())
+        tensors = [t for o in self._parts().values() for t in (o.params if isinstance(o, Parts) else [o])]
+        return tuple({id(t): t for t in tensors if t.is_floating_point() or t.is_complex()}.values())
 
+    def _check_owner(self, opt):
+        "ValueError if the optimizer holds a tensor that is no parameter of this."
+        mine = {id(p) for p in self.params}
+        if any(id(p) not in mine for p in opt.params):
+            raise ValueError('the optimizer holds a tensor that is no parameter of this model: '
+                             'make it from model.params')
+
+    @recursive_repr(())
     def named_params(self):
         "The parameters with their names, such as layers.0.w; a tensor in two places has two names."
         own,pairs = {id(p): f'params.{i}' for i,p in enumerate(self.params)},[]
-        for k,o in self._parts():
+        for k,o in self._parts().items():
             pairs += [(f'{k}.{name}', p) for name,p in o.named_params()] if isinstance(o, Parts) else [(k, o)]
         nameless = own.keys() - {id(p) for _,p in pairs}
-        return [(k, p) for k,p in pairs if id(p) in own] + [(own[id(p)], p) for p in self.params if id(p) in nameless]
+        pairs = [(k, p) for k,p in pairs if id(p) in own] + [(own[id(p)], p) for p in self.params if id(p) in nameless]
+        return [*_by_name(pairs).items()]
 
+    @recursive_repr(None)
     def zero_grad(self):
-        "Clear the gradients of the parameters and of inputs and output of the last call, here and in all parts."
-        seen = *(self.args or ()), self.out, *self.params
-        clear_grads(*[t for t in seen if isinstance(t, torch.Tensor)])
+        "Clear the gradients of all tensors in attributes, inputs and output of the last call too, also in all parts."
+        own = () if type(self).params is Parts.params else self.params # it may find tensors that are no attributes
+        clear_grads(*self._tensors().values(), *own)
         for o in self.children: o.zero_grad()
+        if getattr(backward_pass, 'first', None) is self: backward_pass.cleared = next(_numbers)

@@ -9,18 +9,26 @@ __all__ = ['cross_entropy_rule', 'logsumexp', 'log_softmax', 'softmax', 'check_c
 
 # %% ../nbs/09_training.ipynb #2a897d42
 import math, sys
-from numbers import Integral, Real
+from collections.abc import Callable, Iterable
+from functools import partial
+from numbers import Real
 from typing import NamedTuple
 
 import torch, torch.nn.functional as F
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
-from .gradients import Rule
+from .gradients import Rule, check_fits
 from .initialization import kaiming_normal
-from .inputs import check_inputs, checked
+from .inputs import check_apart, check_inputs, check_kind, checked, typed
 from .modules import Lin, Model, Module, Op, Relu
 
 # %% ../nbs/09_training.ipynb #0f0dbff2
-@checked()
+def _check_scores(name, x):
+    check_inputs(name, x=x)
+    if not x.ndim or not x.shape[-1]:
+        raise ValueError(f'{name}: x has shape {tuple(x.shape)}, expected (..., c) with at least one score')
+
+@checked(_check_scores)
 def logsumexp(
     x: torch.Tensor, # Scores, (..., c), floating point
 ) -> torch.Tensor: # (...), dtype of `x`
@@ -30,7 +38,7 @@ def logsumexp(
     return top[...,0] + (x - top).exp().sum(-1).log()
 
 # %% ../nbs/09_training.ipynb #92b26569
-@checked()
+@checked(_check_scores)
 def log_softmax(
     x: torch.Tensor, # Scores, (..., c), floating point
 ) -> torch.Tensor: # Logarithms of probabilities, shape and dtype of `x`, at most 0
@@ -56,6 +64,8 @@ def check_classes(
     if not isinstance(targ, torch.Tensor) or targ.dtype != torch.int64:
         raise TypeError(f'{name}: targ has type {getattr(targ, "dtype", type(targ).__name__)}, expected int64 labels: '
                         'targ.long() converts whole numbers')
+    check_kind(name, 'targ', targ, torch.Tensor)
+    if targ.device != logits.device: raise ValueError(f'{name}: targ is on {targ.device} and logits on {logits.device}')
     (n,c),found = logits.shape,tuple(targ.shape)
     if found != (n,): raise ValueError(f'{name}: logits {(n, c)} and targ {found} do not fit: expected (n, c) and (n,)')
     if not n: raise ValueError(f'{name}: the batch is empty, and the mean of nothing is not a number')
@@ -82,7 +92,7 @@ def cross_entropy_grad(
     targ: torch.Tensor, # Labels, (n,), int64, from 0 to c-1
 ):
     "Backward of `cross_entropy`: adds to `inp.g`, (n, c). Raises ValueError or TypeError like `cross_entropy`."
-    cross_entropy_rule.add_grads(inp.new_ones(()), inp, targ) # any scalar will do for the loss
+    cross_entropy_rule.add_grads(torch.ones(()), inp, targ) # any scalar will do for the loss
 
 # %% ../nbs/09_training.ipynb #42edd76d
 class CrossEntropy(Op):
@@ -90,6 +100,7 @@ class CrossEntropy(Op):
     rule = cross_entropy_rule
 
 # %% ../nbs/09_training.ipynb #3858f3cd
+@typed
 def mlp(
     *sizes: int, # Numbers of inputs, of hidden units layer by layer, of classes
     generator: torch.Generator=None, # Source of the random weights; torch's own by default
@@ -97,6 +108,8 @@ def mlp(
 ) -> Model: # Called with a batch `(n, sizes[0])` and labels `(n,)` it gives the loss
     "Linear layers with ReLU between them and cross-entropy at the end. Raises ValueError for fewer than two sizes."
     if len(sizes) < 2: raise ValueError(f'mlp: got sizes {sizes}, expected at least two: inputs and classes')
+    if not (dtype or torch.get_default_dtype()).is_floating_point:
+        raise TypeError(f'mlp: dtype is {dtype}, expected a floating-point dtype')
     layers = []
     for n_in,n_out in zip(sizes, sizes[1:]):
         w = kaiming_normal(n_in, n_out, generator=generator).to(dtype)
@@ -113,44 +126,68 @@ def accuracy(
     return (logits.argmax(-1) == targ).double().mean().item()
 
 # %% ../nbs/09_training.ipynb #00ed0c10
+def _check_param(i, p):
+    "Refuse what cannot be stepped."
+    if not isinstance(p, torch.Tensor) or not p.is_floating_point():
+        found = getattr(p, 'dtype', type(p).__name__)
+        raise TypeError(f'parameter {i} has type {found}, expected a floating-point tensor')
+    if p.requires_grad:
+        raise ValueError(f'parameter {i} {tuple(p.shape)} requires grad, but our gradients are those in .g, '
+                         'and autograd refuses the step: p.requires_grad_(False)')
+    if p.is_inference():
+        raise ValueError(f'parameter {i} {tuple(p.shape)} was made under torch.inference_mode: step p.clone() instead')
+    check_kind('Optimizer', f'parameter {i}', p, torch.Tensor)
+
 def _check_params(params):
     "The tensors to be trained, as a list. Refuses what cannot be stepped."
-    if isinstance(params, torch.Tensor) or not hasattr(params, '__iter__'):
+    if isinstance(params, torch.Tensor) or not isinstance(params, Iterable) or getattr(params, 'ndim', 1) == 0:
         raise TypeError(f'params is a {type(params).__name__}, expected a list of tensors: [w] for a single one')
     params = list(params)
     if not params:
         raise ValueError('params is empty: there is nothing to train; a generator is empty after one use')
-    for i,p in enumerate(params):
-        if not isinstance(p, torch.Tensor) or not p.is_floating_point():
-            found = getattr(p, 'dtype', type(p).__name__)
-            raise TypeError(f'parameter {i} has type {found}, expected a floating-point tensor')
+    for i,p in enumerate(params): _check_param(i, p)
     if len({id(p) for p in params}) < len(params):
         raise ValueError('a parameter appears in params twice, and would be stepped twice')
+    check_apart('params', *params)
     return params
 
 # %% ../nbs/09_training.ipynb #0bb51274
 def _check_number(name, v, below=math.inf):
-    "Refuse anything but a number from 0 up to, and without, `below`."
+    "The number as a float. Refuses anything but one from 0 up to, and without, `below`."
     if isinstance(v, bool) or not isinstance(v, Real): raise TypeError(f'{name} is {v!r}, expected a number')
     if not 0 <= v < below:
         less = f', less than {below}' if below < math.inf else ''
         raise ValueError(f'{name} is {v}, expected a finite number of at least 0{less}')
+    return float(v) # torch does not know how to multiply by a fraction
+
+def _check_betas(betas):
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f'betas is {betas!r}, expected two numbers, as (0.9, 0.999)')
+    return tuple(_check_number(k, v, 1) for k,v in zip(('beta1', 'beta2'), betas))
 
 # %% ../nbs/09_training.ipynb #67819ac0
 class Optimizer:
     "Steps along the gradients kept in `.g`; `lr` may be set anew before any step. A subclass writes `update`."
+    limits = dict(lr=math.inf, momentum=1, weight_decay=math.inf, eps=math.inf) # from 0 to less than this, at any time
+
+    def __setattr__(self, k, v):
+        if k in self.limits: v = _check_number(k, v, self.limits[k])
+        super().__setattr__(k, _check_betas(v) if k == 'betas' else v)
+
     def __init__(self,
         params, # The tensors to be trained, each of them once; they are changed in place
         lr: float, # Learning rate, at least 0
     ):
-        _check_number('lr', lr)
-        self.params,self.lr,self.steps = _check_params(params),lr,0
+        self.lr,self.params,self.steps = lr,_check_params(params),0
 
+    @torch.no_grad() # a gradient that carries a graph must not make the parameters part of it
     def step(self):
         "Step every parameter once. Raises RuntimeError, with nothing changed, if one has no gradient."
         for i,p in enumerate(self.params):
             if getattr(p, 'g', None) is None:
                 raise RuntimeError(f'parameter {i} {tuple(p.shape)} has no gradient: run the backward pass first')
+            _check_param(i, p)
+            check_fits(f'parameter {i}', p.g, p)
         self.steps += 1
         for i,p in enumerate(self.params): self.update(i, p)
 
@@ -168,7 +205,6 @@ class SGD(Optimizer):
         weight_decay: float=0., # Share of the parameter that is added to its gradient, at least 0
     ):
         super().__init__(params, lr)
-        _check_number('momentum', momentum, 1); _check_number('weight_decay', weight_decay)
         self.momentum,self.weight_decay = momentum,weight_decay
         self.velocities = [torch.zeros_like(p) for p in self.params]
 
@@ -188,8 +224,6 @@ class AdamW(Optimizer):
         weight_decay: float=0.01, # A step shrinks the parameter by lr times this share of it, at least 0
     ):
         super().__init__(params, lr)
-        for k,v in zip(('beta1', 'beta2'), betas, strict=True): _check_number(k, v, 1)
-        _check_number('eps', eps); _check_number('weight_decay', weight_decay)
         self.betas,self.eps,self.weight_decay = betas,eps,weight_decay
         self.means,self.squares = [[torch.zeros_like(p) for p in self.params] for _ in range(2)]
 
@@ -202,6 +236,13 @@ class AdamW(Optimizer):
         p -= self.lr*mean/(square.sqrt() + self.eps)
 
 # %% ../nbs/09_training.ipynb #19174ac1
+class _Rows(TensorDataset):
+    "Tensors of which many rows are taken in one call, instead of one call for each."
+    def __getitem__(self, rows):
+        rows = torch.as_tensor(rows)
+        return tuple(t.index_select(0, rows.to(t.device)) for t in self.tensors)
+
+@typed
 def dataloader(
     x: torch.Tensor, # Examples, (n, ...)
     y: torch.Tensor, # Their labels, (n, ...)
@@ -209,17 +250,16 @@ def dataloader(
     generator: torch.Generator=None, # Source of a random order, a new one for each epoch; in order if not given
 ) -> DataLoader: # Yields pairs (xb, yb)
     "Batches of `x` and `y`. Raises ValueError or TypeError if there are none, or the arguments make no sense."
+    if not x.ndim or not y.ndim: raise ValueError('dataloader: a tensor without axes has no rows, expected (n, ...)')
     if len(x) != len(y): raise ValueError(f'dataloader: {len(x)} examples and {len(y)} labels do not belong together')
     if not len(x): raise ValueError('dataloader: there are no examples')
-    if isinstance(bs, bool) or not isinstance(bs, Integral) or bs < 1:
-        raise ValueError(f'dataloader: bs is {bs!r}, expected a whole number of at least 1')
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f'dataloader: generator is {generator!r}, expected torch.Generator().manual_seed(seed)')
-    ds = TensorDataset(x, y)
+    if bs < 1: raise ValueError(f'dataloader: bs is {bs}, expected a whole number of at least 1')
+    ds = _Rows(x, y)
     rows = SequentialSampler(ds) if generator is None else RandomSampler(ds, generator=generator)
-    return DataLoader(ds, sampler=BatchSampler(rows, bs, drop_last=False), batch_size=None, generator=generator)
+    return DataLoader(ds, sampler=BatchSampler(rows, int(bs), drop_last=False), batch_size=None, generator=generator)
 
 # %% ../nbs/09_training.ipynb #08c05cf5
+@typed
 def one_cycle(
     lr_max: float, # Highest learning rate
     steps: int, # Steps of the whole run: epochs times batches in an epoch
@@ -235,6 +275,7 @@ def one_cycle(
     peak,start = pct_start*steps - 1,lr_max/div
     def wave(a, b, r): return a + (b - a)/2*(1 - math.cos(math.pi*r))
     def lr(step):
+        check_kind('one_cycle', 'step', step, int)
         if not 0 <= step < steps:
             raise ValueError(f'one_cycle: step {step} of a run of {steps}: steps are epochs times batches in an epoch')
         if step <= peak: return wave(start, lr_max, step/peak)
@@ -247,30 +288,80 @@ def _broken(ts):
     ts = [t for t in ts if isinstance(t, torch.Tensor)]
     return not math.isfinite(sum(t.sum().item() for t in ts)) and any(not t.isfinite().all() for t in ts)
 
+def _floats(o): return [t for t in tree_leaves(o) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+
 def _first_broken(model):
     "What in the last pass of `model` was the first that is not finite, in words."
-    x,steps = model.args[0],list(enumerate(model.children))
-    if _broken([x]):
-        return f'{int((~x.isfinite()).sum())} of {x.numel()} numbers of the input are not finite: look at the data'
+    steps = list(enumerate(model.children))
+    for x in _floats(model.args[0]):
+        if _broken([x]):
+            return f'{int((~x.isfinite()).sum())} of {x.numel()} numbers of the input are not finite: look at the data'
     for i,l in steps:
-        if _broken([l.out]):
+        if _broken(_floats(l.out)):
             why = 'its parameters are not finite' if _broken(l.params) else 'its numbers have become too large'
             return (f'the first output that is not finite is that of {l!r}, step {i} of the model: {why}, '
                     'try a lower learning rate')
     for i,l in reversed(steps):
-        if _broken(getattr(t, 'g', None) for t in (*l.args, *l.params)):
+        if _broken(getattr(t, 'g', None) for t in (*_floats(l.args), *l.params)):
             return f'the first gradient that is not finite, from the loss on, comes from {l!r}, step {i} of the model'
 
+# %% ../nbs/09_training.ipynb #7cf4e15f
+def _no_graph(batch):
+    "The batch without the graph that autograd may have recorded for it, which would grow with every step."
+    if not any(t.requires_grad for t in tree_leaves(batch) if isinstance(t, torch.Tensor)): return batch
+    return tree_map_only(torch.Tensor, lambda t: t.detach() if t.requires_grad else t, batch)
+
+def _batches(who, dl, shown=iter):
+    "The batches of a loader. Refuses what is no pair."
+    try: batches = shown(dl)
+    except TypeError as e: raise TypeError(f'{who}: the loader is {dl!r}, expected pairs (xb, yb)') from e
+    for i,batch in enumerate(batches):
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise TypeError(f'{who}: batch {i} of the loader is a {type(batch).__name__}, expected a pair (xb, yb)')
+        yield _no_graph(tuple(batch))
+
+def _rows(xb): # the first tensor of a nested input says how many examples there are
+    first = tree_leaves(xb)[0]
+    return len(first) if getattr(first, 'ndim', 1) else 1
+
+def _loss(model, xb, yb):
+    "The loss as a number."
+    loss = model(xb, yb)
+    if not isinstance(loss, torch.Tensor) or loss.ndim:
+        raise ValueError(f'the loss is {tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__}, '
+                         'expected a scalar tensor, as of .mean()')
+    return loss.item()
+
+def _metric_name(metric):
+    while isinstance(metric, partial): metric = metric.func
+    return getattr(metric, '__name__', type(metric).__name__)
+
+def _scheduled(schedule, step):
+    "The learning rate of a step, before it is used."
+    lr = schedule(step)
+    _check_number(f'fit: the learning rate that the schedule gives for step {step}', lr)
+    return lr
+
+def _score(metric, preds, yb):
+    "What the metric says, a number."
+    check_kind('evaluate', 'metric', metric, Callable)
+    score = metric(preds, yb)
+    if hasattr(score, 'item') and math.prod(score.shape) == 1: score = score.item() # of torch or of numpy
+    check_kind('evaluate', f'what the metric {_metric_name(metric)} returned', score, float)
+    return float(score)
+
 # %% ../nbs/09_training.ipynb #a613c2b5
+@typed
 def train_step(
-    model: Model, # A model and its loss
+    model: Module, # A model and its loss
     opt: Optimizer, # Holds the parameters of `model`
     xb, # A batch of inputs
     yb, # Its targets
     where: str='training', # Where in the run we are, for the message
 ) -> float: # Loss before the step
     "Forward, backward, step. Raises FloatingPointError, with the parameters as they were, if something is not finite."
-    loss = model(xb, yb).item()
+    model._check_owner(opt)
+    loss = _loss(model, *_no_graph((xb, yb)))
     if math.isfinite(loss):
         model.backward()
         if not _broken(p.g for p in opt.params):
@@ -279,21 +370,22 @@ def train_step(
     raise FloatingPointError(f'{where}: loss {loss:.4g} at a learning rate of {opt.lr:.3g}; {_first_broken(model)}')
 
 # %% ../nbs/09_training.ipynb #3144ca8e
+@typed
 def evaluate(
-    model: Model, # A model and its loss
+    model: Module, # A model and its loss
     dl, # Batches (xb, yb)
     metric=accuracy, # Function of predictions and targets, or None
 ): # Means over all examples, two floats; the second is None without a metric
     "Loss and metric on a whole set. Raises ValueError if it is empty, FloatingPointError for an infinite loss."
     n,losses,scores = 0,0.,0.
-    for xb,yb in dl:
-        loss = model(xb, yb)
-        if _broken([loss]): raise FloatingPointError(f'validation: loss {loss.item():.4g}; {_first_broken(model)}')
-        losses += len(xb)*loss.item()
-        if metric: scores += len(xb)*metric(model.preds, yb)
-        n += len(xb)
+    for xb,yb in _batches('evaluate', dl):
+        loss,rows = _loss(model, xb, yb),_rows(xb)
+        if not math.isfinite(loss): raise FloatingPointError(f'validation: loss {loss:.4g}; {_first_broken(model)}')
+        losses += rows*loss
+        if metric is not None: scores += rows*_score(metric, model.preds, yb)
+        n += rows
     if not n: raise ValueError('there is nothing to evaluate: the loader has no batches')
-    return losses/n, scores/n if metric else None
+    return losses/n, None if metric is None else scores/n
 
 # %% ../nbs/09_training.ipynb #0c626163
 class LayerStats(NamedTuple):
@@ -305,26 +397,30 @@ class LayerStats(NamedTuple):
     grad_std: float # Of the same
 
 # %% ../nbs/09_training.ipynb #82aeba25
+@typed
 def layer_stats(
     layer: Module, # A layer that was called and has had its backward; its output is (n, ...)
 ) -> LayerStats: # Five numbers
     "Statistics of the last pass of a layer. Raises RuntimeError if there was none."
     out,g = layer.out,getattr(layer.out, 'g', None)
     if g is None: raise RuntimeError(f'{layer!r}: nothing to look at yet: call the model and its backward first')
+    if not out.ndim or not out.numel(): raise ValueError(f'{layer!r}: its output has no rows, expected (n, ...)')
     dead = (out == 0).all(0).double().mean()
     return LayerStats(*(o.item() for o in (out.mean(), out.std(correction=0), dead, g.mean(), g.std(correction=0))))
 
 # %% ../nbs/09_training.ipynb #52c4e973
 class History:
     "What `fit` has seen: `losses` and `lrs` by step, `epochs` as rows of a table, `stats` of the layers at some steps."
+    @typed
     def __init__(self,
-        layers, # The layers of the model
+        layers: Iterable, # The layers of the model
     ):
         self.layers = [f'{i} {l!r}' for i,l in enumerate(layers)]
         self.losses,self.lrs,self.epochs,self.stats = [],[],[],[]
 
     def plot(self):
         "Draw the loss of every step, and loss and metric of every epoch; the figure."
+        if not self.epochs: raise ValueError('no epoch was recorded: there is nothing to draw')
         rows,others = self.epochs,[k for k in self.epochs[0] if k not in ('epoch', 'train_loss', 'valid_loss', 'dead')]
         ends = [o['epoch']*len(self.losses)/len(rows) for o in rows]
         fig,axs = _axes(1 + len(others), (4.2*(1 + len(others)),2.9))
@@ -359,14 +455,17 @@ def _axes(count, size):
     return fig, axs[0]
 
 # %% ../nbs/09_training.ipynb #129ec26f
-def _end_epoch(hist, losses, valid, metric):
+def _end_epoch(hist, sizes, valid, metric):
     "Add a row to the table of epochs."
     n = len(hist.epochs) + 1
-    if not losses:
+    if not sizes:
         raise ValueError(f'fit: the training loader had no batches in epoch {n}; '
                          'a generator, for one, can be run through only once')
-    row = dict(epoch=n, train_loss=sum(losses)/len(losses), valid_loss=valid[0])
-    if metric: row[metric.__name__] = valid[1]
+    train_loss = sum(rows*loss for rows,loss in zip(sizes, hist.losses[-len(sizes):]))/sum(sizes)
+    row = dict(epoch=n, train_loss=train_loss, valid_loss=valid[0])
+    if metric is not None:
+        name = _metric_name(metric)
+        row[f'{name}, a metric' if name in (*row, 'dead') else name] = valid[1]
     if hist.stats: row['dead'] = max(s.dead for s in hist.stats[-1][1])
     hist.epochs.append(row)
 
@@ -398,55 +497,72 @@ def _say(hist, say):
     say([str(o) if isinstance(o, int) else f'{o:.4f}' for o in row.values()])
 
 # %% ../nbs/09_training.ipynb #3a49b55c
-def _check_fit(model, opt, train_dl, epochs):
+def _check_fit(model, opt, train_dl, epochs, metric, stats_every):
     "Refuse what would train nothing, or something else."
-    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
-        raise ValueError(f'fit: epochs is {epochs!r}, expected a whole number of at least 1')
+    if epochs < 1: raise ValueError(f'fit: epochs is {epochs}, expected a whole number of at least 1')
+    if stats_every < 0: raise ValueError(f'fit: stats_every is {stats_every}, expected 0 for never, or more')
+    if metric is not None: check_kind('fit', 'metric', metric, Callable)
     if not isinstance(opt, Optimizer):
         raise TypeError(f'fit: opt is a {type(opt).__name__}, expected one of our optimizers, which read .g')
-    if hasattr(train_dl, '__len__') and not len(train_dl): raise ValueError('fit: the training loader has no batches')
-    mine = {id(p) for p in model.params}
-    if any(id(p) not in mine for p in opt.params):
-        raise ValueError('fit: the optimizer holds a tensor that is no parameter of this model: '
-                         'make it from model.params')
+    if isinstance(train_dl, (list, tuple, DataLoader)) and not len(train_dl):
+        raise ValueError('fit: the training loader has no batches')
+    model._check_owner(opt)
 
 # %% ../nbs/09_training.ipynb #fe3e67dc
+@typed
 def fit(
     model: Model, # A model and its loss
-    opt: Optimizer, # Holds parameters of `model`
+    opt, # Holds parameters of `model`
     train_dl, # Batches (xb, yb) to train on
     valid_dl, # Batches (xb, yb) to judge by after each epoch
     epochs: int, # How often to go through `train_dl`
-    schedule=None, # Function from the number of the step, from 0, to the learning rate; that of `opt` stays by default
+    schedule: Callable=None, # Function from the number of the step, from 0, to the learning rate; else that of `opt`
     metric=accuracy, # Function of predictions and targets, or None
     stats_every: int=25, # Record the statistics of the layers every so many steps; 0 for never
     progress: bool=True, # Show bars and a table?
+    compiled: bool=False, # Record a step once and run the record, as `compile_step` does? Same numbers, less time
 ) -> History: # What was seen
-    "Train `model`. Raises ValueError for an empty loader or a foreign optimizer, FloatingPointError for inf or nan."
-    _check_fit(model, opt, train_dl, epochs)
+    "Train `model`. Raises ValueError or TypeError, FloatingPointError for inf or nan; any error has `.history`."
+    _check_fit(model, opt, train_dl, epochs, metric, stats_every)
     hist,(bar,batches,say) = History(model.layers),_bars(epochs, progress)
-    for epoch in bar:
-        begin = len(hist.losses)
-        for xb,yb in batches(train_dl):
-            step = len(hist.losses)
-            if schedule: opt.lr = schedule(step)
-            loss = train_step(model, opt, xb, yb, f'epoch {epoch+1}, step {step+1} of the run')
-            _end_step(hist, model, opt, loss, stats_every)
-        _end_epoch(hist, hist.losses[begin:], evaluate(model, valid_dl, metric), metric)
-        _say(hist, say)
+    if compiled: from fb_pass.compiled import CompiledStep # here, as importing it is slow
+    readable = partial(train_step, model, opt)
+    fast = CompiledStep(model, opt, rare=readable) if compiled else readable
+    try:
+        for epoch in bar:
+            sizes = []
+            for xb,yb in _batches('fit', train_dl, batches):
+                step = len(hist.losses)
+                if schedule is not None: opt.lr = _scheduled(schedule, step)
+                seen = stats_every and step % stats_every == 0 # then the layers have to keep what went through them
+                loss = (readable if seen else fast)(xb, yb, f'epoch {epoch+1}, step {step+1} of the run')
+                sizes.append(_rows(xb))
+                _end_step(hist, model, opt, loss, stats_every)
+            _end_epoch(hist, sizes, evaluate(model, valid_dl, metric), metric)
+            _say(hist, say)
+    except BaseException as e:
+        e.history = hist # nothing that was seen is lost
+        raise
     return hist
 
 # %% ../nbs/09_training.ipynb #fc616b6d
+@typed
 def plot_wrong(
     x: torch.Tensor, # Images, (n, rows*columns)
     targ: torch.Tensor, # Labels, (n,), int64
     logits: torch.Tensor, # Scores, (n, c)
     count: int=12, # How many to show at most
-    shape=(28, 28), # Rows and columns of an image
+    shape: tuple=(28, 28), # Rows and columns of an image
 ):
     "Draw the wrong answers that the network was surest of; the figure. Raises ValueError if all answers are right."
     import matplotlib.pyplot as plt
     check_classes('plot_wrong', logits, targ)
+    if len(shape) != 2 or not all(isinstance(k, int) and k > 0 for k in shape):
+        raise TypeError(f'plot_wrong: shape is {shape}, expected a pair of whole numbers of at least 1')
+    if x.is_complex(): raise TypeError(f'plot_wrong: x is {x.dtype}, expected real numbers')
+    if count < 1 or x.shape != (len(targ), math.prod(shape)):
+        raise ValueError(f'plot_wrong: x {tuple(x.shape)} for {len(targ)} labels, shape={shape}, count={count}: '
+                         'expected an image of rows*columns numbers for each label, and a count of at least 1')
     probs,preds = softmax(logits).max(1)
     wrong = (preds != targ).nonzero()[:,0]
     if not len(wrong): raise ValueError(f'plot_wrong: all {len(targ)} answers are right')
@@ -455,6 +571,6 @@ def plot_wrong(
     fig,axs = plt.subplots(rows, 6, figsize=(8,1.6*rows), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.axis('off')
     for ax,i in zip(axs.flat, wrong):
-        ax.imshow(x[i].view(shape).numpy(), cmap='gray_r')
+        ax.imshow(x[i].detach().double().reshape(shape).numpy(), cmap='gray_r')
         ax.set_title(f'{targ[i]}, said {preds[i]}\n{probs[i]:.1%}', fontsize=8)
     return fig
