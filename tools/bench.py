@@ -1,20 +1,31 @@
 "Measure the hand-written training step against everybody else's, taking turns, into results/speed.json."
-import json, math, os, platform, random, statistics, subprocess, sys, time
+import json, math, os, platform, random, re, statistics, subprocess, sys, time
+from collections import Counter
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
+os.environ.setdefault('KINETO_LOG_LEVEL', '99') # the profiler would announce itself
 import numpy as np
 import torch, torch.nn.functional as F
 from fastcore.script import call_parse
+from fb_pass.backward import lin_rule, relu_rule
 from fb_pass.checks import peak_memory
+from fb_pass.compiled import compile_step
 from fb_pass.datasets import get_data
+from fb_pass.doctor import check_layer
+from fb_pass.gradients import to_function
 from fb_pass.library import to_torch
 from fb_pass.modules import Lin, Model, Mse, Relu
 from fb_pass.normalization import normalize
-from fb_pass.training import AdamW, dataloader, fit, mlp, one_cycle
+from fb_pass.training import AdamW, SGD, dataloader, fit, mlp, one_cycle
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch.autograd import gradcheck
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
+from torch.utils.data import DataLoader, TensorDataset
 
 from contenders import STEPS
 
@@ -28,7 +39,7 @@ NETS = {'784-50-10, batch of 64': (SMALL, 64), '784-50-10, batch of 512': (SMALL
 SWEEPS = {'batch': [(SMALL, n) for n in (16, 64, 256, 1024, 4096)],
           'width': [((784, h, 10), 64) for h in (16, 64, 256, 1024, 2048)],
           'depth': [((784, *[50]*d, 10), 64) for d in (1, 2, 4, 8, 16)]}
-IN_SWEEPS = 'ours', 'torch eager', 'all matrix products'
+IN_SWEEPS = 'ours', 'ours, compile_step', 'torch eager', 'all matrix products'
 
 def batch(data, n):
     "The first `n` digits."
@@ -74,6 +85,34 @@ def steps(makers, sizes, n, data, threads, rounds, label):
     same_results(makers, sizes, x, y)
     return summary(take_turns({k: make(sizes, x, y)[0] for k,make in makers.items()}, threads, rounds, label=label))
 
+def libraries():
+    "Which library multiplies matrices, for torch, numpy and JAX, and for which processor it was chosen."
+    from threadpoolctl import threadpool_info # in the extra of the benchmark
+    blas = [o for o in threadpool_info() if o['user_api'] == 'blas' and 'numpy' in o['filepath']]
+    config = re.findall(r'- (.*(?:Math Kernel|DNN|OpenBLAS|Accelerate).*?[\d.]+)', torch.__config__.show())
+    return {'torch': f"{', '.join(config)}, kernels for {torch.backends.cpu.get_cpu_capability()}",
+            'numpy': ', '.join(f"{o['internal_api']} {o['version']}, kernels for {o['architecture']}" for o in blas),
+            'JAX': f"XLA of jaxlib {version('jaxlib')}"}
+
+def kernels(makers, sizes, n, data):
+    "For each row the operations of torch that multiply matrices in one step, or the library that does."
+    x,y,found = *batch(data, n),{}
+    for name,make in makers.items():
+        step = make(sizes, x, y)[0]
+        step()
+        with profile(activities=[ProfilerActivity.CPU]) as prof: step()
+        names = Counter(o.name for o in prof.events() if re.search('(mm|linear|fused.*)$', o.name.split('<')[0]))
+        other = 'JAX' if 'JAX' in name else 'numpy'
+        found[name] = ', '.join(f'{k} {v}' for k,v in names.items()) or f'the library of {other}'
+    return found
+
+def kept_bytes(step, *others):
+    "What a recorded step keeps from call to call, besides `others`."
+    known = {o.untyped_storage().data_ptr() for o in others}
+    held = (o.untyped_storage() for run in step.runs.values() for o in run.__globals__.values()
+            if isinstance(o, torch.Tensor))
+    return sum({o.data_ptr(): o.nbytes() for o in held if o.data_ptr() not in known}.values())
+
 def full_batch(data, threads, rounds):
     "The pass of the lesson: all digits through 784-50-1. Autograd is asked for the gradient of the input, or not."
     x,targ = data[0],data[1].float()
@@ -94,6 +133,9 @@ def full_batch(data, threads, rounds):
             x@w1; h@w2; g@w2.t(); h.t()@g; x.t()@gh
             if asked: gh@w1.t()
         fns = {'ours': ours, 'autograd': autograd, 'all matrix products': products}
+        if not asked: # nobody uses the gradient of the input, and the record leaves it out
+            step = compile_step(model, SGD(model.params, 0.), x, targ) # a rate of 0: the weights stay
+            fns['ours, compile_step'] = lambda: step(x, targ)
         ours(); autograd()
         pairs = [(p.g, q.grad.t()) for p,q in zip(model.params, net.parameters())] + [(x.g, leaf.grad)]*asked
         worst = max((got - want).abs().max()/want.abs().max() for got,want in pairs)
@@ -101,7 +143,7 @@ def full_batch(data, threads, rounds):
         row = summary(take_turns(fns, threads, rounds, turn=0, label='full batch'))
         for k,f in fns.items():
             model.zero_grad(); net.zero_grad(); leaf.grad = None
-            row[k]['peak_bytes'] = peak_memory(f)
+            row[k]['peak_bytes'] = peak_memory(f) + ('compile_step' in k and kept_bytes(step, *model.params))
         model.zero_grad(); leaf.grad = None
         what = 'asked' if asked else 'not asked'
         found[f'{len(x):,} digits at once, 784-50-1, autograd {what} for the gradient of the input'] = row
@@ -110,15 +152,17 @@ def full_batch(data, threads, rounds):
 def training(data, threads, rounds, epochs, bs=128, lr=0.005, weight_decay=0.3):
     "`fit`, and the same with torch's layers, autograd, optimizer and schedule: seconds and accuracy."
     x,y,xv,yv = data
+    def batches(): # one call of Python for each example, as in most scripts
+        gen = torch.Generator().manual_seed(0)
+        return DataLoader(TensorDataset(x, y), bs, True, generator=gen), dataloader(xv, yv, 1000)
     def loaders(): return dataloader(x, y, bs, torch.Generator().manual_seed(0)), dataloader(xv, yv, 1000)
     def new(): return mlp(*SMALL, generator=torch.Generator().manual_seed(0))
-    reached = {'ours': set(), 'torch eager': set()}
-    def ours():
+    def ours(**kwargs):
         model,(train_dl,valid_dl) = new(),loaders()
         opt,schedule = AdamW(model.params, lr, weight_decay=weight_decay),one_cycle(lr, epochs*len(train_dl))
-        hist = fit(model, opt, train_dl, valid_dl, epochs, schedule, progress=False)
-        reached['ours'].add(hist.epochs[-1]['accuracy'])
-    def theirs():
+        hist = fit(model, opt, train_dl, valid_dl, epochs, schedule, stats_every=0, progress=False, **kwargs)
+        return hist.epochs[-1]['accuracy']
+    def theirs(loaders=loaders):
         net,(train_dl,valid_dl) = to_torch(new()),loaders()
         opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*len(train_dl), cycle_momentum=False)
@@ -130,10 +174,34 @@ def training(data, threads, rounds, epochs, bs=128, lr=0.005, weight_decay=0.3):
                 losses.append(loss.item())
                 opt.step(); opt.zero_grad(); schedule.step()
             with torch.no_grad(): right = sum((net(xb).argmax(1) == yb).sum().item() for xb,yb in valid_dl)
-        reached['torch eager'].add(right/len(xv))
-    row = summary(take_turns({'ours': ours, 'torch eager': theirs}, threads, rounds, turn=0, label='training'))
+        return right/len(xv)
+    runs = {'ours': ours, 'ours, compile_step': partial(ours, compiled=True), 'torch eager': theirs,
+            'torch eager, its DataLoader': partial(theirs, batches)}
+    reached = {k: set() for k in runs}
+    fns = {k: lambda k=k, f=f: reached[k].add(f()) for k,f in runs.items()}
+    row = summary(take_turns(fns, threads, rounds, turn=0, label='training'))
     for k,v in reached.items(): row[k]['accuracy'] = sorted(v)
     return {f'training 784-50-10 for {epochs} epochs': row}
+
+def checks(threads, rounds):
+    "`check_layer` beside torch's gradcheck, slow and fast, on the same functions, in float64."
+    lin,relu = to_function(lin_rule, 'Lin'),to_function(relu_rule, 'Relu')
+    gen,found = torch.Generator().manual_seed(0),{}
+    def n(*shape): return torch.randn(shape, generator=gen, dtype=torch.float64)
+    for name,f,args in (('relu, 5x4', relu, [n(5, 4)]), ('lin, 5x4 to 5x3', lin, [n(5, 4), n(4, 3), n(3)]),
+                        ('lin, 64x784 to 64x50', lin, [n(64, 784), n(784, 50), n(50)])):
+        def ours(f=f): return check_layer(f, *args, raise_exception=False, progress=False)
+        def theirs(f=f, **kwargs):
+            return gradcheck(f.apply, [o.clone().requires_grad_() for o in args], raise_exception=False, **kwargs)
+        fns = {'check_layer': ours, 'gradcheck, fast': partial(theirs, fast_mode=True)}
+        if args[0].numel() < 100: fns['gradcheck'] = theirs # else it takes minutes
+        class Wrong(f):
+            @staticmethod
+            def backward(ctx, g): return f.backward(ctx, 1.1*g)
+        for k,check in fns.items():
+            if not check() or check(f=Wrong): sys.exit(f'{k} does not tell right from wrong on {name}')
+        found[f'a check of {name}'] = summary(take_turns(fns, threads, rounds, turn=0, label='checks'))
+    return found
 
 def imports(rounds):
     "Seconds to import, each in a new process."
@@ -188,16 +256,20 @@ def main(
             found[name] = steps(STEPS, sizes, n, data, threads, rounds, name)
             show(name, found[name])
     if only: return
+    math_by,by = libraries(),kernels(STEPS, SMALL, 64, data)
+    for k,v in math_by.items(): console.print(f'{k}: {v}')
+    for k,v in by.items(): console.print(f'  {k}: {v}')
     for_training = *data, normalize(x_valid, mean, std), y_valid
-    for more in (full_batch(data, threads, max(5, rounds//2)), imports(max(5, rounds//3)),
-                 training(for_training, threads, max(3, rounds//8), epochs)):
+    for more in (full_batch(data, threads, max(5, rounds//2)), checks(threads, max(5, rounds//2)),
+                 imports(max(5, rounds//3)), training(for_training, threads, max(3, rounds//8), epochs)):
         for name,row in more.items(): show(name, row)
         found |= more
     growth = sweeps({k: STEPS[k] for k in IN_SWEEPS}, data, threads, max(5, rounds//3))
     for name,o in growth.items():
         console.print(f'slope with {name}: ' + ', '.join(f"{k} {o[k]['slope']:.2f}" for k in IN_SWEEPS))
     machine = f'{os.cpu_count()} cores of {platform.machine()}, torch {torch.__version__} with {threads} threads'
-    kept = dict(command='make bench', machine=machine, digits=len(x_train), rounds=rounds, cases=found, growth=growth)
+    kept = dict(command='make bench', machine=machine, libraries=math_by, kernels=by, digits=len(x_train),
+                rounds=rounds, cases=found, growth=growth)
     Path(out).parent.mkdir(exist_ok=True)
     Path(out).write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
     console.print(f'kept in {os.path.relpath(out, root)}; `make images` draws it')

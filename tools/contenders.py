@@ -2,6 +2,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fb_pass.compiled import compile_step
 from fb_pass.closures import Learner, Linear, Relu, SGDOptimizer, Sequential
 from fb_pass.initialization import kaiming_normal
 from fb_pass.library import to_torch
@@ -20,6 +21,20 @@ def ours(sizes, x, y):
     for p,q in zip(model.params, (o for pair in params_of(sizes) for o in pair)): p.copy_(torch.from_numpy(q))
     opt = SGD(model.params, LR)
     return lambda: train_step(model, opt, x, y), lambda: [p.numpy() for p in model.params]
+
+def _recorded(sizes, x, y, backend):
+    model = mlp(*sizes)
+    for p,q in zip(model.params, (o for pair in params_of(sizes) for o in pair)): p.copy_(torch.from_numpy(q))
+    step = compile_step(model, SGD(model.params, LR), x, y, backend)
+    return lambda: step(x, y), lambda: [p.numpy() for p in model.params]
+
+def ours_replayed(sizes, x, y):
+    "The same classes through `compile_step`: calls of torch, one after the other."
+    return _recorded(sizes, x, y, 'replay')
+
+def ours_inductor(sizes, x, y):
+    "The same record, compiled by torch's inductor."
+    return _recorded(sizes, x, y, 'inductor')
 
 def _torch_step(sizes, x, y, compiled=False, **kwargs):
     net = to_torch(mlp(*sizes))
@@ -95,6 +110,30 @@ def numpy_plain(sizes, x, y):
         return loss
     return step, lambda: [o for pair in params for o in pair]
 
+def numpy_buffered(sizes, x, y):
+    "The same, with every large array made once and filled anew in each step."
+    x,y,params = x.numpy(),y.numpy(),params_of(sizes)
+    outs = [np.empty((len(x), s), 'float32') for s in sizes[1:]]
+    grads = [tuple(map(np.empty_like, pair)) for pair in params]
+    gs,masks = [np.empty_like(o) for o in outs],[np.empty(o.shape, bool) for o in outs]
+    def step():
+        h = x
+        for (w,b),out in zip(params, outs):
+            np.matmul(h, w, out=out)
+            out += b
+            h = np.maximum(out, 0, out=out) if out is not outs[-1] else out
+        loss,g = numpy_cross_entropy(h, y)
+        for i,((w,b),(wg,bg)) in reversed(list(enumerate(zip(params, grads)))):
+            inp = outs[i-1] if i else x
+            np.matmul(inp.T, g, out=wg)
+            np.sum(g, 0, out=bg)
+            if i: g = np.multiply(np.matmul(g, w.T, out=gs[i-1]), np.greater(inp, 0, out=masks[i-1]), out=gs[i-1])
+            for p,pg in ((w, wg), (b, bg)):
+                pg *= LR
+                p -= pg
+        return loss
+    return step, lambda: [o for pair in params for o in pair]
+
 def _products(sizes, n, only_first):
     "The matrix products of a step, each as one would write it, and nothing else."
     acts,ws = [torch.randn(n, s) for s in sizes],[torch.randn(a, b) for a,b in zip(sizes, sizes[1:])]
@@ -108,7 +147,8 @@ def _products(sizes, n, only_first):
 def products(sizes, x, y): return _products(sizes, len(x), False), None
 def two_large_products(sizes, x, y): return _products(sizes, len(x), True), None
 
-STEPS = {'ours': ours, 'torch eager': torch_eager, 'torch eager, fused SGD': torch_fused,
+STEPS = {'ours': ours, 'ours, compile_step': ours_replayed, 'ours, by inductor': ours_inductor,
+         'torch eager': torch_eager, 'torch eager, fused SGD': torch_fused,
          'torch.compile': torch_compile, 'JAX jit': jax_jit,
-         'our numpy closures': numpy_closures, 'plain numpy': numpy_plain,
+         'our numpy closures': numpy_closures, 'plain numpy': numpy_plain, 'numpy, buffers kept': numpy_buffered,
          'all matrix products': products, 'the two large products': two_large_products}
