@@ -18,7 +18,7 @@ from rich.table import Table
 from torch.autograd import gradcheck
 
 root = Path(__file__).resolve().parent.parent
-console = Console(highlight=False, markup=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 dtypes = {str(o).split('.')[1]: o for o in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 # What a diagnosis must know, in the order of the table; the mask at exactly zero is a kink: either answer is a slope.
 classes = ('absent', 'zero', 'dtype', 'non-finite', 'scaled', 'added twice', 'use lost', 'term missing', 'sum missing',

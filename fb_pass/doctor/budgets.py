@@ -44,7 +44,7 @@ def error_budget(
 _FUSED = re.compile('softmax|norm|loss|mean|_backward') # operations that are several in one
 _SUMS = re.compile('(b?addb?|b)?mm|(add)?mv|v?dot|sum|convolution') # operations that add up
 _PICKS = re.compile(r'(a?max|a?min|maximum|minimum|median|sort|topk|max_pool\w*|relu|clamp\w*|where|masked_fill|index|'
-                    r'gather|cat|stack|clone|copy_|fill_|zero_|neg|abs)\b') # no arithmetic
+                    r'gather|cat|stack|clone|copy_|fill_|zero_|neg|abs|(floor|ceil|round|trunc|sign)_?)\b')
 
 def _terms(func, args, out):
     "How many terms were added up for each number of `out`, which is `func(*args)`; 1 if nothing was added."
@@ -63,7 +63,7 @@ class _Rounding(TorchDispatchMode):
         self.dtype,self.carry,self.gen = dtype,carry,torch.Generator().manual_seed(0)
 
     def round(self, t, lost=0.):
-        if not t.is_floating_point(): return t
+        if not t.is_floating_point() or t._is_zerotensor(): return t # zeros without memory, which cannot be read here
         u = max(unit_roundoff(self.dtype), 2**-52) # less would be lost in the float64 that we compute in
         up_or_down = 2*torch.randint(0, 2, t.shape, generator=self.gen) - 1
         size = t.abs() + (t != 0)*torch.finfo(self.dtype).smallest_normal # zero stays zero
@@ -136,7 +136,7 @@ def _at(f, x):
 def _noise(f, x, at_x):
     "The rounding error of `f(x)`: how far it moves when every entry of `x` is changed a little, with a margin."
     gen,u = torch.Generator().manual_seed(0),unit_roundoff(x.dtype)
-    size,moves = 2*u*torch.where(x == 0, 1., x.abs()),[]
+    size,moves = 2*u*torch.where(x == 0, 1., x.abs()).masked_fill(x.isinf(), 0.),[]
     while not any(o > 0 for o in moves) and len(moves) < 96: # nothing moves: harder, up to twelve rounds
         signs = [(2*torch.randint(0, 2, x.shape, generator=gen) - 1).to(x) for _ in range(8)]
         moves += [abs(_at(f, x + size*s) - at_x) for s in signs]
@@ -144,10 +144,10 @@ def _noise(f, x, at_x):
     return 3*max([2*u*abs(at_x), *(o for o in moves if math.isfinite(o))])
 
 # %% ../../nbs/doctor/budgets.ipynb #3f8dabb8
-def _ladder(phi, at_x, scales):
+def _ladder(phi, at_x, scales, rungs=(-17, 0)):
     "Difference quotients of `phi` at 0, right and left: two dicts from step to quotient, smallest step first."
     tops = [math.floor(math.log(s, 4)) for s in scales]
-    steps = sorted({4.**k for top in tops for k in range(top - 17, top) if k > -530}) # below that float64 ends
+    steps = sorted({4.**k for top in tops for k in range(top + rungs[0], top + rungs[1]) if k > -530}) # float64 ends
     return {h: (phi(h) - at_x)/h for h in steps}, {h: (at_x - phi(-h))/h for h in steps}
 
 def _limits(q, power, noise):
@@ -177,9 +177,15 @@ class Slope(NamedTuple):
     high: float # The larger of the two
     kink: bool # Do the two sides differ, or does only one exist?
 
-def _slope(phi, at_x, noise, scales):
-    "The slope of `phi` at 0. `scales`: lengths on which it may change."
-    right,left = _ladder(phi, at_x, scales)
+def _slope(phi, at_x, noise, scales, rtol=0.):
+    "The slope of `phi` at 0. `scales`: lengths on which it may change; a few steps are enough if they agree to `rtol`."
+    if rtol:
+        near = _slope_of(*_ladder(phi, at_x, [min(scales[:2])], (-8, -3)), noise)
+        if not near.kink and near.error <= rtol*abs(near.value): return near
+    return _slope_of(*_ladder(phi, at_x, scales), noise)
+
+def _slope_of(right, left, noise):
+    "The slope that difference quotients to the right and to the left lead to."
     (r,re),(l,le) = (_settle(_limits(o, 1, 2*noise)) for o in (right, left)) # slope, error; divided by h, not by 2h
     center = _settle(_limits({h: (right[h] + left[h])/2 for h in right}, 2, noise))
     if abs(r - l) > re + le: return Slope((r + l)/2, max(re, le), min(r, l), max(r, l), True)
@@ -197,7 +203,7 @@ def _start(f, x, v, noise):
         if t.shape != x.shape:
             raise ValueError(f'slope: v {tuple(t.shape)} does not fit x {tuple(x.shape)}: a direction has the shape of '
                              'the point')
-        bad = t.numel() - int(t.isfinite().sum())
+        bad = t.numel() - int((t.isfinite() | t.isinf() & (v == 0) if t is x else t.isfinite()).sum())
         if bad: raise ValueError(f'slope: {k} has {bad} non-finite entries of {t.numel()}')
     at_x = _number(f(x))
     if not math.isfinite(at_x): raise ValueError(f'slope: f(x) is {at_x}, expected a finite number: choose another x')
@@ -208,6 +214,7 @@ def slope(
     x: torch.Tensor, # Where, any shape, float64
     v: torch.Tensor, # In which direction, shape of `x`, float64
     noise: float=None, # Absolute rounding error of `f(x)`; measured by default
+    rtol: float=0., # How precise it must be, as a share of the slope; as precise as possible by default
 ) -> Slope: # Five floats
     """Derivative of `f` at `x` along `v` by differences, with an error estimate. Source: Ridders (1982).
 
@@ -217,7 +224,7 @@ def slope(
     if not v.any(): return Slope(0., 0., 0., 0., False)
     on,unit = v != 0,float(v.abs().max())
     scales = 1/unit, float(x[on].abs().max())/unit, float((x[on]/v[on]).abs().min())
-    return _slope(lambda t: _at(f, x + t*v), at_x, noise, [o for o in scales if 0 < o < math.inf])
+    return _slope(lambda t: _at(f, x + t*v), at_x, noise, [o for o in scales if 0 < o < math.inf], rtol)
 
 # %% ../../nbs/doctor/budgets.ipynb #99302b9b
 def entry_slopes(
@@ -225,14 +232,16 @@ def entry_slopes(
     x: torch.Tensor, # Where, any shape, float64; an entry takes some forty evaluations of `f`
     noise: float=None, # Absolute rounding error of `f(x)`; measured by default
 ) -> Slope: # Five tensors with the shape of `x`; `kink` is a mask
-    "`slope` along every entry of `x`: the gradient with its errors and its kinks. Raises like `slope`."
-    at_x,noise = _start(f, x, x, noise)
+    "`slope` along every entry of `x`: the gradient with its errors and its kinks; zero where `x` is infinite."
+    v = x.masked_fill(x.isinf(), 0.) if isinstance(x, torch.Tensor) else x
+    at_x,noise = _start(f, x, v, noise)
     moved = x.detach().clone(memory_format=torch.contiguous_format)
     flat = moved.view(-1)
     def along(i, value, t):
         flat[i] = value + t
         try: return _at(f, moved.clone()) # `f` may keep what it is given
         finally: flat[i] = value
-    found = [_slope(lambda t: along(i, o, t), at_x, noise, {1., abs(o) or 1.}) for i,o in enumerate(flat.tolist())]
+    found = [Slope(0., 0., 0., 0., False) if math.isinf(o) else
+             _slope(lambda t: along(i, o, t), at_x, noise, {1., abs(o) or 1.}) for i,o in enumerate(flat.tolist())]
     columns,dtypes = zip(*found) if found else [()]*5,[x.dtype]*4 + [torch.bool]
     return Slope(*(torch.tensor(o, dtype=d, device=x.device).view(x.shape) for o,d in zip(columns, dtypes)))

@@ -23,7 +23,7 @@ from .tracing import is_statistic
 # %% ../../nbs/doctor/diagnosis.ipynb #9b6be5fa
 causes = ('right', 'absent', 'zero', 'dtype', 'shape', 'non-finite', 'scaled', 'transposed', 'sum missing', 'sum extra',
           'mask missing', 'mask inverted', 'mask from wrong tensor', 'permuted', 'shifted', 'use lost', 'added twice',
-          'stale', 'term missing', 'wrong operand', 'unknown')
+          'stale', 'clipped', 'term missing', 'wrong operand', 'unknown')
 
 # %% ../../nbs/doctor/diagnosis.ipynb #7c221ede
 def html_table(
@@ -180,7 +180,7 @@ class _Constant(NamedTuple):
 _plain_constants = [_Constant(*o) for o in (
     (1., '', '', 0.), (2., 'twice', '', .9), (.5, 'half', '', .9), (3., 'three times', '', 1.2),
     (4., 'four times', '', 1.2), *((v, '', '', 1.4) for v in (10, .1, 100, .01, 1/3, .25, 1000, .001)),
-    *((a/b, f'{a}/{b}', '', 2.2) for a,b in product(range(1, 11), repeat=2)))]
+    *((a/b, f'{a}/{b}' if b > 1 else '', '', 2.2) for a,b in product(range(1, 11), repeat=2)))]
 _unbiased = 'the biased and the unbiased variance, or their roots, were exchanged'
 _of_length = [ # price, constant that comes from a length n, called k, its name, the name of one over it, two hints
     (.9, lambda n: n, '{k} ({n})', 'one over {k} (1/{n})', 'a sum where a mean belongs: its 1/n is missing',
@@ -236,7 +236,7 @@ def _constants_of(c):
 # %% ../../nbs/doctor/diagnosis.ipynb #b60f353f
 def _named(c, x, unsure=0.):
     "The plainest constant with a name that `x`, known to a share of `unsure`, could be; None if there is none."
-    tol = min(max(2*c.eps, 2*unsure), c.tol)
+    tol = min(max(2*c.eps, 2*unsure, c.rtol), c.tol)
     near = [o for o in c.constants if abs(abs(x) - abs(o.value)) <= tol*abs(o.value)
             and o.price + math.log10(2*tol) < (-.5 if o.price < 1 else -1.3)]
     if not near: return
@@ -447,6 +447,12 @@ def _stale(c):
 # %% ../../nbs/doctor/diagnosis.ipynb #379d3c0b
 _masks = {'{} > 0': lambda v: v > 0, '{} < 0': lambda v: v < 0, '{} >= 0': lambda v: v >= 0,
           '{} <= 0': lambda v: v <= 0, '{} != 0': lambda v: v != 0}
+def _slope_of_tanh_gelu(v):
+    "The slope of the approximation v*(1 + tanh(u))/2 with u = sqrt(2/pi)*(v + 0.044715*v**3)."
+    c = math.sqrt(2/math.pi)
+    t = (c*(v + .044715*v**3)).tanh()
+    return (1 + t)/2 + v*(1 - t*t)*c*(1 + 3*.044715*v*v)/2
+
 _slopes = {
     '{}': lambda v: v, '1/{}': lambda v: 1/v, '{}**2': lambda v: v**2, '1/{}**2': lambda v: v**-2.,
     'sqrt({})': torch.sqrt, '1/sqrt({})': torch.rsqrt, '{}**3': lambda v: v**3, '{0}*(1 - {0})': lambda v: v*(1-v),
@@ -456,7 +462,9 @@ _slopes = {
     'the slope of gelu at {}': lambda v: torch.special.ndtr(v) + v*(-v*v/2).exp()/math.sqrt(2*math.pi),
     'the normal distribution up to {}': torch.special.ndtr, 'sin({})': torch.sin, 'cos({})': torch.cos,
     'the slope of silu at {}': lambda v: v.sigmoid()*(1 + v*(1 - v.sigmoid())), 'the sign of {}': torch.sign,
-    '|{}|': torch.abs}
+    '|{}|': torch.abs, 'the slope of gelu by tanh at {}': _slope_of_tanh_gelu,
+    'the slope of elu at {}': lambda v: torch.where(v > 0, 1., v.exp()),
+    **{f'the slope of leaky relu ({o}) at {{}}': lambda v, o=o: torch.where(v > 0, 1., o) for o in (.01, .1, .2)}}
 
 def _fits_into(shape, target):
     return len(shape) <= len(target) and all(a in (1, b) for a,b in zip(reversed(shape), reversed(target)))
@@ -558,7 +566,9 @@ class _Formula:
             yield 'wrong operand', f'is computed from `{k}`, expected from `{self.k}`: {self.text}', 1.5, self.make(g=g)
 
 _cuts = {'has only the first': ('sum missing', slice(1)), 'has only the last': ('sum missing', slice(-1, None)),
-         'leaves out the first': ('term missing', slice(1, None)), 'leaves out the last': ('term missing', slice(-1))}
+         'leaves out the first': ('term missing', slice(1, None)),
+         'leaves out the last': ('term missing', slice(-1)),
+         'leaves out every second': ('term missing', slice(None, None, 2))}
 
 # %% ../../nbs/doctor/diagnosis.ipynb #2000033d
 def _two_slopes(c, target, g, mask):
@@ -798,6 +808,29 @@ def _offset(c):
         text = f'differs by {x:.6g} times {k}: a term with it is missing, or one too many'
         yield c.undone('term missing', text, c.got - x*v, price, free=int(not found))
 
+# %% ../../nbs/doctor/diagnosis.ipynb #1511ba5b
+def _clipped(c):
+    "The entries, or the norm, are cut off at some size."
+    top,norm = c.got.abs().max() if c.got.numel() else 0., c.got.norm().item()
+    if not c.same or top == 0: return
+    if (c.got.abs() >= top*(1 - c.tol)).sum() > 1:
+        yield c.made('clipped', f'is clipped to {top:.6g}, entry by entry', c.want.clamp(-top, top), 1.)
+    x,plain = _ratio(c.got, c.want),float(f'{norm:.2g}')
+    if 0 < x < 1 and abs(norm - plain) <= 1e-6*norm:
+        yield c.undone('clipped', f'has the norm {plain:g}, as if it had been clipped by its norm', c.got/x, 1.5)
+
+def _dropped(c):
+    "Whole rows, or slices along another axis, are 0."
+    for a in range(c.want.ndim if c.same else 0):
+        others = [o for o in range(c.want.ndim) if o != a]
+        def empty(t): return ~(t != 0).sum(others).bool() if others else t == 0
+        gone = (empty(c.got) & ~empty(c.want)).nonzero()[:,0].tolist()
+        if not 0 < len(gone) < c.want.shape[a] or not others: continue
+        what = 'row' if a == 0 else 'column' if c.want.ndim == 2 else f'axis {a} at'
+        where = f'{what}{"s" if len(gone) > 1 and a < 2 else ""} {", ".join(map(str, gone[:5]))}'
+        where,wrong = where + ' ...'*(len(gone) > 5),c.want.index_fill(a, torch.tensor(gone), 0.)
+        yield c.made('term missing', f'is 0 in {where}: that part is left out', wrong, 1.)
+
 # %% ../../nbs/doctor/diagnosis.ipynb #f5a1c0de
 _families = {
     'a constant factor': _scaled,
@@ -808,7 +841,8 @@ _families = {
     'a mask or another factor, entry by entry': _multiplied,
     'a formula with one part exchanged': _edited,
     'what a normalization takes out': _left_in,
-    'a multiple of something known': _offset}
+    'a multiple of something known': _offset,
+    'cut off': lambda c: (*_clipped(c), *_dropped(c))}
 
 # %% ../../nbs/doctor/diagnosis.ipynb #a0596ee2
 _verbs = {'is', 'has', 'lacks', 'runs', 'was', 'differs', 'leaves', 'cannot'}

@@ -416,3 +416,103 @@ def test_progress_never_passes_its_end(monkeypatch):
     monkeypatch.setattr(doctor, 'tqdm', Kept)
     report = check_layer(function(Rescaled().forward, lambda g, x: g), rand(4, 6), raise_exception=False)
     assert not report.ok and bars and all(n == total for n,total in bars)
+
+def test_a_report_is_true_if_all_was_right_and_something_was_tested():
+    x = torch.randn(3)
+    for backward,ok in ((lambda g, x: 2*g*x, True), (lambda g, x: 3*g*x, False)):
+        assert bool(check_layer((lambda x: x**2, backward), x, raise_exception=False)) == ok
+    nothing = check_layer((lambda x: x.sign(), lambda g, x: 0*g), x, raise_exception=False)
+    assert nothing.ok and not nothing.tested and not nothing
+
+def cross_entropy(x, y, n=None):
+    "Of numpy arrays, with its gradient; a fixed `n` is wrong for another batch size."
+    p = np.exp(x - x.max(1, keepdims=True))
+    p = p/p.sum(1, keepdims=True)
+    return -(y*np.log(p)).sum()/len(y), (p - y)/(n or len(y))
+
+@pytest.mark.parametrize('y', [
+    np.eye(3)[[0, 1, 2, 0]], np.eye(3, dtype=int)[[0, 1, 2, 0]], rand(4, 3).softmax(1).numpy(), np.full((4, 3), 1/3)])
+def test_other_sizes_keep_sums_of_one(y):
+    "And so keep labels labels: the gradient is right only for them."
+    x = rand(4, 3).numpy()
+    assert look(cross_entropy, x, y).ok and look(cross_entropy, x, y, wrt='x').ok
+    report = look(lambda x, y: cross_entropy(x, y, 4), x, y)
+    assert not report.ok and 'wrong with 5 instead of 4' in str(report)
+
+def of_orthogonal(x, q, k=1): return ((x@q)**2).sum()/2, x*k
+def of_sorted(x, k=1): return ((np.sort(x) - x)**2).sum() + (x**2).sum()/2, x*k
+
+@pytest.mark.parametrize('f, inputs', [
+    (of_orthogonal, (rand(4, 3).numpy(), np.linalg.qr(rand(3, 3).numpy())[0])), (of_sorted, (np.arange(5.)**2,))])
+def test_other_sizes_keep_what_a_gradient_may_rely_on(f, inputs):
+    assert look(f, *inputs, wrt='x').ok and not look(lambda x, *a: f(x, *a, k=2), *inputs, wrt='x').ok
+
+class Softmax(torch.autograd.Function):
+    "Over the last axis."
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(p := x.softmax(-1))
+        return p
+    @staticmethod
+    def backward(ctx, g): p, = ctx.saved_tensors; return p*(g - (g*p).sum(-1, True))
+
+class OtherSoftmax(Softmax):
+    "With a sum over another axis in the backward pass."
+    @staticmethod
+    def backward(ctx, g): p, = ctx.saved_tensors; return p*(g - (g*p).sum(-2, True))
+
+class Attention(nn.Module):
+    def __init__(self, softmax): super().__init__(); self.softmax = softmax
+    def forward(self, x, mask): return self.softmax.apply((x@x.mT).masked_fill(mask, -torch.inf))@x
+
+@pytest.mark.parametrize('n', [3, 11])
+def test_entries_of_minus_infinity_stay_so(n):
+    mask = torch.ones(n, n).triu(1).bool()
+    x = rand(2, n, n).masked_fill(mask, -torch.inf)
+    for softmax,right in ((Softmax, True), (OtherSoftmax, False)):
+        assert look(Attention(softmax), rand(2, n, 4), mask).ok is look(softmax, x).ok is right
+
+class Fit:
+    "A network with a loss, whose gradient of the bias is what the function `of_bias` makes of it and of the errors."
+    def __init__(self, of_bias): self.params,self.of_bias = {'w': rand(4, 3).numpy(), 'b': rand(3).numpy()},of_bias
+    def loss(self, x, y):
+        w,b = self.params.values()
+        d = x@w + b - y
+        return (d**2).sum()/2, {'w': x.T@d, 'b': self.of_bias(b, d)}
+
+@pytest.mark.parametrize('of_bias', [lambda b, d: np.cos(b), lambda b, d: np.ones(3)])
+def test_a_gradient_that_is_the_same_without_an_earlier_call_is_not_stale(of_bias):
+    inputs = rand(5, 4).numpy(),rand(5, 3).numpy()
+    assert look(Fit(lambda b, d: d.sum(0)).loss, *inputs).ok
+    report = look(Fit(of_bias).loss, *inputs)
+    assert not report.ok and report.first.diagnosis.cause != 'stale' and 'earlier' not in report.first.diagnosis.text
+
+class Cut(nn.Module):
+    "x + xw, of which autograd does not see all."
+    def __init__(self, cut): super().__init__(); self.w,self.cut = nn.Parameter(rand(4, 4)),cut
+    def forward(self, x): return x + self.cut(x, self.w)
+
+@torch.no_grad()
+def without_graph(x, w): return x@w
+def hooked(x, w):
+    if (y := x@w).requires_grad: y.register_hook(lambda g: 2*g)
+    return y
+
+@pytest.mark.parametrize('cut', [without_graph, hooked, lambda x, w: (x@w).data, lambda x, w: x.detach()@w])
+def test_what_autograd_does_not_see_is_no_missing_factor(cut):
+    assert look(Cut(torch.matmul), rand(3, 4)).ok
+    wrong = [o for o in look(Cut(cut), rand(3, 4)).rows if not o.ok]
+    assert wrong and all('autograd does not see a part' in o.diagnosis.text for o in wrong)
+
+def tanh32(x): return x.float().tanh().to(x)
+def numpy_tanh32(x): return np.tanh(x.astype(np.float32)).astype(x.dtype)
+
+@pytest.mark.parametrize('shape', [(3, 4), (15, 14)])
+@pytest.mark.parametrize('forward, tanh', [(tanh32, torch.tanh), (numpy_tanh32, np.tanh)])
+def test_a_fault_with_float32_inside_has_its_name(forward, tanh, shape):
+    "In float32 the smallest steps change nothing, and so the gradient seemed to be zero."
+    x = rand(*shape) if forward is tanh32 else rand(*shape).numpy()
+    def backward(k): return lambda g, x: k*g*(1 - tanh(x)**2)
+    assert look((forward, backward(1)), x).ok
+    report = look((forward, backward(2)), x)
+    assert not report.ok and report.first.diagnosis.cause == 'scaled'
