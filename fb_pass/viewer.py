@@ -6,22 +6,23 @@
 __all__ = ['Cells', 'Panel', 'Step', 'BackwardView', 'show_backward']
 
 # %% ../nbs/17_viewer.ipynb #1c1903cc
-import ast, base64, hashlib, html, inspect, io, itertools, os, re
+import ast, base64, hashlib, inspect, io, itertools, re
 from contextlib import ExitStack
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from tempfile import TemporaryDirectory
 from textwrap import dedent
 from types import FunctionType
 from typing import NamedTuple
 
 import numpy as np, torch, torch.nn.functional as F
-from fastcore.xml import A, B, Code, Div, Figcaption, Figure, Img, Nav, P, Pre, Safe, Section, Span, ft, to_xml
+from fastcore.xml import A, B, Code, Div, Figcaption, Figure, Img, Nav, P, Pre, Section, Span, Title, ft, to_xml
 from torch.utils._pytree import tree_flatten, tree_map_only
 from .checks import check_grad, default_rtol
-from .doctor.adapters import adapt, argument_names, by_forward, find_inside, functions_behind, is_floating
+from .datasets import replace_file
+from fb_pass.doctor.adapters import (OffKinks, adapt, argument_names, by_forward, find_inside, functions_behind,
+    is_floating)
 from .doctor.diagnosis import explain_grad
 from .gradients import add_grad
 from .modules import Lin, Model, Module, Mse, Op, Relu
@@ -96,6 +97,13 @@ def _png(numbers, kind, top):
     image.save(buffer, 'PNG', optimize=True)
     return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
+# %% ../nbs/17_viewer.ipynb #40a64608
+def _printable(text):
+    "`text` with � for the characters that a page cannot hold, and that a terminal takes for commands."
+    return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]', '�', text)
+
+def _html(elements): return _printable(to_xml(elements, indent=False))
+
 # %% ../nbs/17_viewer.ipynb #0b62b927
 def _svg(numbers, kind, top, label):
     "A small table as a drawing with the numbers written in its cells."
@@ -103,10 +111,10 @@ def _svg(numbers, kind, top, label):
     colors,cells = _palette(kind)[_indices(numbers, top)[::3,::3]],[]
     for (i,j),v in np.ndenumerate(numbers):
         ink = '#000' if colors[i,j] @ (.299, .587, .114) > 140 else '#fff' # whichever is legible on this color
-        cells.append(f'<rect x="{j*w + 1}" y="{i*h + 1}" width="{w - 2}" height="{h - 2}" rx="3" '
-                     f'fill="rgb{tuple(map(int, colors[i,j]))}" stroke="#999" stroke-width=".6"/>'
-                     f'<text x="{(j + .5)*w:g}" y="{(i + .5)*h + 4.5:g}" fill="{ink}">{_short(v)}</text>')
-    return ft('svg', Safe(''.join(cells)), cls='cells', role='img', aria_label=label, viewBox=f'0 0 {cols*w} {rows*h}',
+        cells += [ft('rect', x=j*w + 1, y=i*h + 1, width=w - 2, height=h - 2, rx=3, stroke='#999', stroke_width=.6,
+                     fill=f'rgb{tuple(map(int, colors[i,j]))}'),
+                  ft('text', _short(v), x=f'{(j + .5)*w:g}', y=f'{(i + .5)*h + 4.5:g}', fill=ink)]
+    return ft('svg', *cells, cls='cells', role='img', aria_label=label, viewBox=f'0 0 {cols*w} {rows*h}',
               style=f'width:{cols*w}px', text_anchor='middle', font_size='13', font_family='sans-serif')
 
 def _picture(numbers, kind, top, label):
@@ -169,12 +177,14 @@ def _about(m):
     f,skip = _named_by(m)
     names = list(inspect.signature(f).parameters)[skip:]
     says = (vars(type(m)).get('__doc__') or 'A module of its own: the code says what it does.').strip().split('\n')[0]
-    return dict(forward=(says, [f'out = {type(m).__name__}({", ".join(names)})']),
+    call = P(f'out = {type(m).__name__}({", ".join(names)})', cls='formula') # names may have any characters
+    return dict(forward=(says, [call]),
                 backward=('The upstream gradient times the derivative of the output: a vector-Jacobian product.',
                           ['inp.g = (∂out/∂inp)^⊤ out.g', 'and likewise for each parameter']))
 
 def _formula(text):
     "A line of mathematics: what follows `_` is a subscript, what follows `^` a superscript."
+    if not isinstance(text, str): return text
     parts = re.split(r'([_^][\w⊤]+)', text)
     tags = {'_': 'sub', '^': 'sup'}
     return P(*[ft(tags[o[0]], o[1:]) if o[:1] in tags and len(o) > 1 else o for o in parts], cls='formula')
@@ -219,7 +229,7 @@ class Step(NamedTuple):
     path: str     # where the layer stands in the model, as `layers[0]`
     title: str
     says: str     # what happens, in a sentence
-    rule: list    # formulas
+    rule: list    # formulas, or finished elements
     code: str     # source
     panels: list
     error: str    # what the backward raised, if it did
@@ -330,16 +340,17 @@ def _by_hand(s, image):
     return rec, upstream
 
 # %% ../nbs/17_viewer.ipynb #a03a7c96
-def _by_autograd(s, upstream, functions=()):
+def _by_autograd(s, upstream, side=0, functions=()):
     "For each call the gradients that autograd finds, by role and name; nothing if it cannot follow."
     leaves,rec = {k: t.detach().requires_grad_() for k,t in s.tensors.items()},_Recorder()
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         for f in functions: stack.enter_context(by_forward(f, []))
+        if side: stack.enter_context(OffKinks(side))
         try:
             outs = s.call(rec.listen(s.fresh(leaves)), leaves)[0]
             # An autograd.Function inside would judge itself by its own backward: follow its forward instead.
-            if not functions and (inside := functions_behind(outs)): return _by_autograd(s, upstream, inside)
+            if not functions and (inside := functions_behind(outs)): return _by_autograd(s, upstream, side, inside)
             ts = {id(o.t): o.t for c in rec.calls for o in c.tensors if o.t.requires_grad}
             pairs = [(o, u) for o,u in zip(outs, upstream or map(torch.ones_like, outs)) if o.requires_grad]
             ends,starts = [o for o,_ in pairs],[u for _,u in pairs]
@@ -347,6 +358,11 @@ def _by_autograd(s, upstream, functions=()):
         except RuntimeError: return [] # a tensor that autograd needs was overwritten
     found = dict(zip(ts, grads))
     return [{o[:2]: found.get(id(o.t)) for o in c.tensors} for c in rec.calls]
+
+def _differ(one, other):
+    "Do two answers of autograd differ by more than roundings, as they do at a kink?"
+    pairs = [(a, there[k]) for here,there in zip(one, other) for k,a in here.items() if a is not None and a.numel()]
+    return any(((a - b).abs().max() > default_rtol(a.dtype)*a.abs().max()) for a,b in pairs)
 
 # %% ../nbs/17_viewer.ipynb #540b7243
 def _compared(name, got, want):
@@ -401,7 +417,7 @@ class _Judge:
 def _title(m):
     "What the page calls a layer."
     text = repr(m).replace('->', '→').removesuffix('()')
-    return text if len(text) <= 40 and not find_inside(Module, m).keys() - {''} else type(m).__name__
+    return text if len(text) <= 40 and not find_inside(Module, m).keys() - {''} else str(type(m).__name__)
 
 def _step(phase, call, panels, error=''):
     says,rule = _about(call.module)[phase]
@@ -510,17 +526,17 @@ class BackwardView:
             found = [f'{p.name}.g {p.verdict}' for p in s.panels if p.verdict not in ('', 'constant', 'start')]
             line = ': '.join([f'{i:3} {s.phase:8}  {s.title}', *([', '.join(found)] if found else [])])
             lines.append(line + (' STOPPED' if s.error else ''))
-        return '\n'.join([*lines, *(f'step {i}: {said}' for i,said in self.failures), *self.notes])
+        return _printable('\n'.join([*lines, *(f'step {i}: {said}' for i,said in self.failures), *self.notes]))
 
     def _repr_html_(self):
         "The view as a piece of a page, under a name that no other piece has."
         view = f'fb{hashlib.sha1(repr(self).encode()).hexdigest()[:6]}-{next(_count)}'
         steps = tuple(_step_html(i, s, view, len(self.steps)) for i,s in enumerate(self.steps, 1))
-        made = dict(summary=_summary_html(self, view), map=_map_html(view, self.steps), steps=steps)
+        title = Div(self.title, role='heading', aria_level='2', cls='title')
+        made = dict(title=title, summary=_summary_html(self, view), map=_map_html(view, self.steps), steps=steps)
         css,js = (_asset(f'viewer.{o}').replace('fb-view', view) for o in ('css', 'js'))
         return Template(_asset('viewer.html')).substitute(
-            {k: to_xml(o, indent=False) for k,o in made.items()},
-            id=view, css=css, js=js, title=html.escape(self.title), count=len(steps))
+            {k: _html(o) for k,o in made.items()}, id=view, css=css, js=js, count=len(steps))
 
     def save(self,
         path, # Where to; a file of that name is replaced
@@ -531,10 +547,8 @@ class BackwardView:
         path = Path(path)
         if path.suffix.lower() not in ('.html', '.htm'):
             raise ValueError(f'save: {path.name!r} does not end in .html, and no browser would show it as a page')
-        page = Template(_asset('page.html')).substitute(title=html.escape(self.title), view=self._repr_html_())
-        with TemporaryDirectory(prefix='partial-', dir=path.parent) as tmp:
-            (Path(tmp)/path.name).write_text(page, encoding='utf-8')
-            os.replace(Path(tmp)/path.name, path)
+        page = Template(_asset('page.html')).substitute(title=_html(Title(self.title)), view=self._repr_html_())
+        replace_file(path, page.encode())
         return path
 
 # %% ../nbs/17_viewer.ipynb #9d5860b7
@@ -579,6 +593,7 @@ def show_backward(
 ) -> BackwardView: # Shows itself in a notebook; `.save(path)` writes a page
     """Every step of `model` on a batch, forward and backward, with each gradient compared to autograd's.
 
+    At a kink, as of ReLU at 0, the slopes on either side are right, if the model takes the same side everywhere.
     Works on copies: the model, its parameters and its inputs stay as they were, `.g` included.
     Raises TypeError or ValueError for what cannot be run."""
     sizes = image if isinstance(image, (tuple, list)) else ()
@@ -586,7 +601,13 @@ def show_backward(
         raise ValueError(f'show_backward: image is {image!r}, expected height and width from 1 to {_SIDE}, as (28, 28)')
     s = _adapted(model, args)
     rec,upstream = _by_hand(s, image)
-    for c,want in zip(rec.calls, _by_autograd(s, upstream)): c.want = want
-    steps,whole = [*_steps(rec)],rec.calls[-1] # the call of the model itself ends last
+    whole,views = rec.calls[-1],[] # the call of the model itself ends last
     inputs = ', '.join(f'{o.name} {_shape(o.t)}' for o in whole.tensors if o.role == 'input')
-    return BackwardView(f'Forward and backward through {_title(model)}: {inputs}', steps, [*_notes(steps, rec)])
+    wants = [_by_autograd(s, upstream, side) for side in (0, -1, 1)]
+    for want in [wants[0], *(o for o in wants[1:] if _differ(wants[0], o))]:
+        for c,grads in zip(rec.calls, want): c.want = grads
+        steps = [*_steps(rec)]
+        views.append(BackwardView(f'Forward and backward through {_title(model)}: {inputs}', steps,
+                                  [*_notes(steps, rec)]))
+        if views[-1].ok: break
+    return min(views, key=lambda v: len([*v.failures]))

@@ -1,8 +1,10 @@
 "The viewer without a browser: what is on the page, verdicts on wrong gradients, and that the model stays as it was."
 import inspect, itertools, re
+from functools import cache
 from html.parser import HTMLParser
 
 import pytest, torch
+from hypothesis import assume, example, given, settings, strategies as st
 from torch import nn
 
 from fb_pass import viewer
@@ -11,7 +13,7 @@ from fb_pass.forward import lin
 from fb_pass.gradients import add_grad
 from fb_pass.library import from_torch
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
-from fb_pass.training import mlp
+from fb_pass.training import CrossEntropy, mlp
 from fb_pass.viewer import BackwardView, show_backward
 
 VOID = {'meta', 'img', 'input', 'br', 'hr', 'link'}
@@ -28,6 +30,8 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID: self.open.append(tag)
     def handle_endtag(self, tag): assert self.open.pop() == tag
+    def handle_comment(self, data): raise AssertionError(f'a comment: {data}')
+    unknown_decl = handle_pi = handle_comment
     def handle_data(self, data):
         if not {'style', 'script'} & {*self.open}: self.texts.append(data)
     @property
@@ -151,6 +155,59 @@ def test_names_are_escaped(tmp_path):
     assert not any(k.startswith('on') for _, a in page.tags for k in a)
     assert '<img src="x" onerror="alert(3)">' in page.text and '<script>alert(1)' in page.text
 
+INJECTION = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
+PIECES = [INJECTION, "'", '"', '<', '>', '&', '=', '/', '`', '$', '${title}', '<!--', '-->', '<![CDATA[', ']]>',
+          '</script>', '</title>', '</style>', '</code></pre>', '&quot;', '&#34;', '&lt;b&gt;', '_i', '^2', '\\', '%',
+          '\0', '\n', '\r', '\x1b[2J', '\ud800', '\udfff', '\u2028', '\u202e', '\ufffe', '\N{PILE OF POO}']
+names = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), min_size=1, max_size=5).map(''.join)
+
+def called(name, inner, stops):
+    "A layer in which everything that can have a name has this one."
+    class Layer(Module):
+        def __init__(self, w, b): self.kept = {name: w}; setattr(self, name, b)
+        @property
+        def params(self): return *self.kept.values(), getattr(self, name)
+        def forward(self, inp): return inp*self.kept[name] + getattr(self, name)
+        def bwd(self, out, inp):
+            if stops: raise ValueError(name)
+            add_grad(inp, out.g*self.kept[name]), add_grad(self.kept[name], (out.g*inp).sum(0))
+            add_grad(getattr(self, name), 2*out.g.sum(0)) # a fault, which is explained in words
+        def __repr__(self): return name
+    Layer.__doc__ = name
+    Layer.__name__ = inner
+    return Layer(rand(3), rand(3, seed=1))
+
+def skeleton(view, folder):
+    "Every element of a saved page with its attributes, without what is said in words."
+    page = Page(html := view.save(folder/'a.html').read_text(encoding='utf-8'))
+    own = re.search(r'data-view="(\S+?)"', html)[1]
+    words = {'alt', 'aria-label', 'title', 'data-where'}
+    return page, [(tag, [(k, k in words or (v or '').replace(own, '')) for k,v in a.items()]) for tag,a in page.tags]
+
+@cache
+def plain(stops, folder): return skeleton(named('plain', 'Plain', stops), folder)[1]
+
+def named(name, inner, stops):
+    model = Model.from_layers([called(name, inner, stops), Lin(rand(3, 1), rand(1))], Mse())
+    return show_backward(model, rand(5, 3), rand(5))
+
+@pytest.mark.parametrize('stops', [False, True])
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(name=names, inner=names)
+@example(name=INJECTION, inner=INJECTION)
+def test_no_name_becomes_a_part_of_the_page(tmp_path_factory, stops, name, inner):
+    "Keys, attributes, classes, reprs, docstrings and errors, with whatever a string may hold."
+    assume('\0' not in inner and not re.search('[\ud800-\udfff]', inner)) # Python itself has no such class
+    folder = tmp_path_factory.getbasetemp()
+    page,found = skeleton(view := named(name, inner, stops), folder)
+    assert found == plain(stops, folder) and not view.ok
+    def kept(text): return re.sub(r'[^\w<>&"\']', '', text) # the rest is replaced, or a line end
+    assert kept(name) in kept(page.text) and not re.search('[\0\x1b\ud800-\udfff]', repr(view))
+
+def test_a_name_with_an_underscore_is_no_formula():
+    view = show_backward(called('w_i', 'My_Layer', False), rand(5, 3))
+    assert 'out = My_Layer(inp)' in Page(view._repr_html_()).text
+
 # Right and wrong
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
@@ -163,6 +220,36 @@ def test_right_models_are_right(dtype):
     assert show_backward(deep, x, torch.tensor([0, 1, 2, 0, 1])).ok
     assert show_backward(Lin(*deep.layers[0].params), x).ok
     assert show_backward(Relu(), x).ok
+
+class LeakyAtZero(Relu):
+    "The other slope at 0."
+    def bwd(self, out, inp): add_grad(inp, out.g*(inp >= 0))
+
+class Clamped(Module):
+    "A kink at 1 and at -1."
+    def forward(self, inp): return inp.clamp(-1., 1.)
+    def bwd(self, out, inp): add_grad(inp, out.g*(inp.abs() < 1))
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('between', [[Relu()], [LeakyAtZero()], [Relu(), Relu()], [Residual(Relu())], [Clamped()]])
+def test_at_a_kink_either_slope_is_right(between, dtype):
+    "A blank example and biases of zero, as `mlp` makes them: the output of the first layer is exactly 0."
+    first,last = mlp(4, 6, generator=gen(), dtype=dtype).layers[0],mlp(6, 3, generator=gen(1), dtype=dtype).layers[0]
+    x = rand(5, 4, dtype=dtype)
+    x[2] = 0
+    if isinstance(between[0], Clamped): first.b.fill_(1.)
+    model = Model.from_layers([first, *between, last], CrossEntropy())
+    view = show_backward(model, x, torch.tensor([0, 1, 2, 0, 1]))
+    assert view.ok, view
+
+def test_at_a_kink_wrong_is_wrong():
+    first,last = mlp(4, 6, generator=gen()).layers[0],mlp(6, 3, generator=gen(1)).layers[0]
+    x = rand(5, 4)
+    x[2] = 0
+    broken = Model.from_layers([first, Relu(), MeanLin(*last.params)], CrossEntropy())
+    assert alarms(show_backward(broken, x, torch.tensor([0, 1, 2, 0, 1]))) == [(6, 'w', 'wrong')]
+    open_model = Model.from_layers([first, OpenRelu(), last], CrossEntropy())
+    assert not show_backward(open_model, x, torch.tensor([0, 1, 2, 0, 1])).ok
 
 def test_many_shapes():
     for n, sizes, seed in itertools.product((1, 2, 65, 130), ((3, 2), (70, 5, 2), (2, 129, 3)), (0, 1)):
@@ -389,7 +476,7 @@ def test_saving(small, tmp_path, monkeypatch):
     with pytest.raises(OSError): small.save(tmp_path/'folder.html')
     def full(*args): raise OSError('no space left')
     before = path.read_bytes()
-    monkeypatch.setattr(viewer.os, 'replace', full)
+    monkeypatch.setattr('os.replace', full)
     with pytest.raises(OSError, match='no space'): small.save(path)
     assert path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ['a.html', 'folder.html']
 
