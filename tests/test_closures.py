@@ -224,9 +224,9 @@ refused = {
     'a negative step': (lambda: SGDOptimizer(-.1), ValueError, 'lr is -0.1'),
     'no step': (lambda: SGDOptimizer(0), ValueError, 'lr is 0'),
     'a step that is no number': (lambda: SGDOptimizer(float('nan')), ValueError, 'lr is nan'),
-    'nothing to learn': (lambda: Learner(Sequential(), mse_loss, None), ValueError, 'Sequential() has no parameters'),
-    'fewer targets': (lambda: learner().fit(X, X[:3,:2], 1, 2), ValueError, '4 inputs, 3 targets'),
-    'no examples': (lambda: learner().fit(X[:0], X[:0,:2], 1, 2), ValueError, '0 inputs'),
+    'nothing to learn': (lambda: Learner(Sequential(), mse_loss, SGDOptimizer()), ValueError, '() has no parameters'),
+    'fewer targets': (lambda: learner().fit(X, X[:3,:2], 1, 2), ValueError, 'X (4, 3), Y (3, 2)'),
+    'no examples': (lambda: learner().fit(X[:0], X[:0,:2], 1, 2), ValueError, 'X (0, 3)'),
     'no batch size': (lambda: learner().fit(X, X[:,:2], 1, 0), ValueError, 'bs=0'),
     'a negative batch size': (lambda: learner().fit(X, X[:,:2], 1, -2), ValueError, 'bs=-2'),
 }
@@ -324,3 +324,69 @@ def test_as_the_modules_after_100_steps(tied):
 def test_relu_passes_nothing_at_exactly_zero():
     _,backward = Relu().forward(np.array([-1., 0., 2.]))
     assert backward(np.array([10., 20., 30.])).tolist() == [0., 0., 30.]
+
+
+# What the caller changes between forward and backward, and what is no plain array
+
+@pytest.mark.parametrize('change', [lambda X, w: X.fill(0), lambda X, w: w.__imul__(3), lambda X, w: X[1:].sort(0)],
+                         ids=['the batch', 'a weight', 'a view'])
+@pytest.mark.parametrize('dtype', [np.float64, np.float32, np.float16])
+def test_a_change_in_place_is_noticed(change, dtype):
+    layer,X = Linear(3, 2, rng=0, dtype=dtype),np.arange(12.).reshape(4, 3)[::-1].astype(dtype)
+    _,backward = layer.forward(X)
+    change(X, layer.weights.tensor)
+    with pytest.raises(RuntimeError, match=r'Linear\(3->2\): X or weights changed in place'):
+        backward(np.ones((4, 2), dtype))
+    assert not layer.weights.gradient.any()
+
+def test_an_output_may_be_written_to():
+    layer,Yg = Sigmoid(),np.ones((4, 3))
+    Y,backward = layer.forward(X)
+    want = backward(Yg)
+    Y.fill(0)
+    np.testing.assert_allclose(backward(Yg), want, rtol=1e-12)
+
+def test_not_a_number_is_no_change():
+    layer = Linear(3, 2, rng=0)
+    Y,backward = layer.forward(np.full((4, 3), np.nan)[:,::-1])
+    assert np.isnan(backward(np.ones((4, 2)))).sum() == 0 and np.isnan(layer.weights.gradient).all()
+
+@pytest.mark.parametrize('wrap', [np.matrix, np.ma.masked_array])
+def test_arrays_with_rules_of_their_own_are_refused(wrap):
+    a = np.ones((3, 3))
+    for f in (Relu().forward, Sigmoid().forward, Linear(3, 3).forward, Parameter, lambda o: mse_loss(o, a),
+              lambda o: mse_loss(a, o), Relu().forward(a)[1]):
+        with pytest.raises(TypeError, match=rf'{wrap(a).__class__.__name__}\), expected np.asarray'): f(wrap(a))
+
+def test_an_interrupted_step_does_not_double_the_next():
+    class Stops(Relu):
+        stop = False
+        def forward(self, X):
+            Y,back = super().forward(X)
+            def backward(Yg):
+                if self.stop: raise KeyboardInterrupt
+                return back(Yg)
+            return Y, backward
+    def after(interrupted):
+        first = Stops()
+        learn = Learner(Sequential(first, Linear(3, 2, rng=0)), mse_loss, SGDOptimizer(.1))
+        X,Y = np.ones((4, 3)),np.zeros((4, 2))
+        if interrupted:
+            first.stop = True
+            with pytest.raises(KeyboardInterrupt): learn.fit_batch(X, Y)
+            first.stop = False
+        learn.fit_batch(X, Y)
+        return learn.model.parameters[0].tensor
+    np.testing.assert_allclose(after(True), after(False), rtol=1e-12)
+
+@pytest.mark.parametrize('f, words', [
+    (lambda: SGDOptimizer('0.1'), "lr is '0.1'"), (lambda: SGDOptimizer(None), 'lr is None'),
+    (lambda: Linear('3', 2), "inputs='3'"), (lambda: Linear(3, 2.), 'outputs=2.0'),
+    (lambda: Learner(None, mse_loss, SGDOptimizer()), 'None has no parameters'),
+    (lambda: Learner(Linear(3, 2), None, None), 'loss=None, optimizer=None'),
+    (lambda: learner().fit([[1., 2., 3.]], X[:1,:2], 1, 1), 'X ()'),
+    (lambda: learner().fit(X, X[:,:2], None, 1), 'epochs=None'),
+])
+def test_what_is_no_number_and_no_layer(f, words):
+    with pytest.raises((TypeError, ValueError)) as e: f()
+    assert words in str(e.value)

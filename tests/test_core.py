@@ -17,7 +17,7 @@ from fb_pass.autograd import LinFunction, MseFunction, ReluFunction
 from fb_pass.backward import forward_and_backward, lin_grad, mse_grad, relu_grad
 from fb_pass.checks import (autograd_grad, check_grad, compare_times, default_rtol, numerical_grad, peak_memory,
                             test_near_zero as assert_near_zero)
-from fb_pass.gradients import Rule, add_grad, clear_grads, to_function
+from fb_pass.gradients import Rule, add_grad, check_rule, clear_grads, to_function
 from fb_pass.forward import lin, mse, relu
 from fb_pass.library import as_torch, to_linear
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
@@ -710,3 +710,60 @@ def test_fastcore_agrees_that_it_is_relative():
     "The comparison at the heart of `check_grad`, in the words of its docstring."
     assert_close(ref/ref.abs().max(), ref/ref.abs().max(), eps=RTOL)
     with pytest.raises(AssertionError): assert_close(ref/ref.abs().max(), (ref + 1e-8)/ref.abs().max(), eps=RTOL)
+
+
+# Differences where they would be wrong without a word
+
+def test_numerical_grad_of_a_function_that_writes_to_its_argument():
+    agree(numerical_grad(lambda z: z.mul_(2).pow(2).sum(), x := torch.tensor([1., -2., .5])), 8*x.double(), rtol=1e-7)
+
+@pytest.mark.parametrize('size', [1e-3, 1., 1e6, 1e12, 1e100])
+def test_numerical_grad_of_large_numbers(size):
+    x = size*torch.tensor([1., -3.], dtype=torch.float64)
+    agree(numerical_grad(lambda z: (z**2).sum(), x), 2*x, rtol=1e-6)
+
+@pytest.mark.parametrize('f, x, eps, error, words', [
+    (torch.sum, torch.tensor([1e12]), 1e-6, ValueError, 'vanishes beside the largest x'),
+    (torch.sum, torch.ones(3), 0., ValueError, 'step of 0.0'),
+    (torch.sum, torch.ones(3), -1., ValueError, 'step of -1.0'),
+    (torch.sum, torch.tensor([1 + 2j]), None, TypeError, 'x is torch.complex64, expected real numbers'),
+    (torch.sum, torch.tensor([1., torch.inf]), None, ValueError, 'not finite'),
+    (torch.sum, np.ones(3), None, TypeError, 'x is a ndarray'),
+    (lambda z: z, torch.ones(3), None, ValueError, r'f returned torch.float64 of shape \(3,\), expected a scalar'),
+    (lambda z: None, torch.ones(3), None, TypeError, 'what f returned is a NoneType'),
+    (lambda z: z.sum()*1j, torch.ones(3), None, ValueError, 'f returned torch.complex128'),
+    (None, torch.ones(3), None, TypeError, 'f is a NoneType, expected a function'),
+])
+def test_numerical_grad_refuses(f, x, eps, error, words):
+    with pytest.raises(error, match=words): numerical_grad(f, x, eps)
+
+def test_numerical_grad_keeps_the_digits_of_a_float():
+    x = torch.tensor([1., 2.])
+    agree(numerical_grad(lambda z: float(z.pow(3).sum()), x), 3*x.double()**2, rtol=1e-8)
+
+def test_differences_under_autocast_are_refused_by_name():
+    w = torch.randn(3, 2)
+    with torch.autocast('cpu'), pytest.raises(RuntimeError, match='numerical_grad: torch.autocast is on'):
+        numerical_grad(lambda x: (x.float()@w).sum(), torch.ones(2, 3))
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_the_reference_by_autograd_in_any_mode(mode):
+    x = torch.tensor([1., 2.])
+    with mode(): agree(autograd_grad(lambda x: x.pow(2).sum(), x*1.), 2*x)
+
+def test_a_reference_that_does_not_depend_on_its_input():
+    with pytest.raises(ValueError, match='does not depend on x number 1'):
+        autograd_grad(lambda a, b: a.sum(), torch.ones(2), torch.ones(2))
+    with pytest.raises(ValueError, match='does not depend on x number 0'):
+        autograd_grad(lambda a: a.detach().sum(), torch.ones(2))
+
+def test_check_rule_without_anything_to_check():
+    with pytest.raises(ValueError, match='no floating-point input'):
+        check_rule(Rule(torch.neg, lambda g, out, x: None), torch.tensor([1, 2]))
+
+def test_our_functions_inside_autocast_compute_as_given():
+    "In a loop of torch that uses autocast, the gradients are those without."
+    x,w,b = torch.randn(4, 3),torch.randn(3, 2, requires_grad=True),torch.zeros(2, requires_grad=True)
+    want = torch.autograd.grad(LinFunction.apply(x, w, b).pow(2).sum(), (w, b))
+    with torch.autocast('cpu'): got = torch.autograd.grad(LinFunction.apply(x, w, b).pow(2).sum(), (w, b))
+    for g,o in zip(got, want): torch.testing.assert_close(g, o)

@@ -1,12 +1,21 @@
 "A layer of one's own works everywhere: with a rule, and without base classes' help, parameters as plain attributes."
+import copy, pickle
+from collections import UserDict, UserList, deque
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType, SimpleNamespace
+
 import pytest, torch
 from torch.autograd import gradcheck
 from fb_pass.checks import autograd_grad, check_grad
 from fb_pass.doctor import check_layer
-from fb_pass.gradients import Rule, add_grad, check_rule, to_function
+from fb_pass.backward import lin_grad, relu_grad
+from fb_pass.forward import lin, relu
+from fb_pass.gradients import Rule, add_grad, check_fits, check_rule, clear_grads, to_function, upstream_grad
+from fb_pass.inputs import checked
 from fb_pass.library import load_weights, named_weights, save_weights
 from fb_pass.modules import Lin, Model, Module, Mse, Op, Relu
-from fb_pass.training import SGD, AdamW, CrossEntropy, dataloader, fit
+from fb_pass.training import SGD, AdamW, CrossEntropy, dataloader, fit, train_step
 
 def rand(*shape, seed=0): return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
@@ -184,3 +193,415 @@ def test_attributes_of_ones_own_do_not_get_in_the_way():
     net = Model.from_layers([Busy(rand(5, 4), rand(4)), Lin(rand(4, 3), rand(3))], CrossEntropy())
     net(*batch()); net.backward()
     assert len(net.params) == 4 and all(p.g is not None for p in net.params)
+
+# Parameters wherever they stand, and all of them saved
+
+class Holds(Module):
+    "Keeps what it is given, and adds it up."
+    def __init__(self, **kw): vars(self).update(kw)
+    def forward(self, x): return x + sum(p.sum() for p in self.params)
+    def bwd(self, out, x):
+        add_grad(x, out.g)
+        for p in self.params: add_grad(p, out.g.sum().expand(p.shape))
+
+def around(a, b, c):
+    ring = [a]; ring.append(ring)
+    class Given(Holds):
+        @property
+        def params(self): return self.mine()
+    class Children(Holds):
+        children = Lin(a, b), Holds(c=c)
+    given = Given(mine=lambda: (a, b, c))
+    child = Holds(b=b, c=c); parent = Holds(a=a, child=child); child.parent = parent
+    return {
+        'a list in a dictionary in a tuple': Holds(t=(dict(k=[a, b]), c)), 'a deque': Holds(d=deque([a, b, c])),
+        'one name': Holds(d={1: a, '1': b, (1,): c}),
+        'dots': Holds(d={'a.w': a, 'a': {'w': b}}, **{'d.a': {'w': c}}),
+        'layers in dictionaries': Holds(d=dict(x=[Lin(a, b)], y=dict(z=Holds(c=c)))),
+        'a ring': Holds(r=ring, b=b, c=c), 'found by `params`': given, 'children of the class': Children(),
+        'a child that knows its parent': parent, 'twice': Holds(x=[a, a], y=Lin(a, b), c=c),
+        'given': Holds(x=[a], params=[a, b, c])}
+
+@pytest.mark.parametrize('kind', around(*map(rand, (1, 1, 1))))
+def test_every_parameter_is_found_named_trained_and_saved(kind, tmp_path):
+    a,b,c = tensors = rand(4, 3), rand(3, seed=1), rand(2, seed=2)
+    layer,other = around(a, b, c)[kind],around(*map(torch.zeros_like, tensors))[kind]
+    def check():
+        assert {id(p) for p in layer.params} == {*map(id, tensors)} and len(layer.params) == 3
+        names = [k for k,_ in layer.named_params()]
+        assert len({*names}) == len(names) and {id(p) for _,p in layer.named_params()} == {*map(id, tensors)}
+        assert {id(p) for p in named_weights(layer).values()} == {*map(id, tensors)}
+    check()
+    layer(rand(2)).g = torch.ones(2, dtype=torch.float64)
+    layer.backward()
+    assert all(t.g is not None for t in tensors)
+    check()
+    layer.zero_grad()
+    assert all(t.g is None for t in tensors)
+    save_weights(layer, tmp_path/'w')
+    load_weights(other, tmp_path/'w')
+    assert [torch.equal(p, q) for p,q in zip(layer.params, other.params)] == [True]*3
+
+def test_results_beside_parameters_are_no_parameters(tmp_path):
+    "What a call adds to a list or a dictionary, at any depth; what was there before stays."
+    class Adds(Holds):
+        def forward(self, x):
+            self.list.append(x.clone()); self.dict['x'] = x.clone(); self.deep['t'][0].append(x.clone())
+            return x*self.list[0] + self.dict['w']
+    layer = Adds(list=[rand(2)], dict=dict(w=rand(2, seed=1)), deep=dict(t=[[]]))
+    for _ in range(3):
+        assert [k for k,_ in layer.named_params()] == ['list.0', 'dict.w']
+        layer(rand(2))
+    save_weights(layer, tmp_path/'w')
+    load_weights(Adds(list=[rand(2)], dict=dict(w=rand(2, seed=1)), deep=dict(t=[[]])), tmp_path/'w')
+
+# What was changed between forward and backward, or is in two places
+
+class Masked(Module):
+    "Keeps a result of its forward pass."
+    def __init__(self, w): self.w = w
+    def forward(self, inp):
+        self.mask = (inp > 0).double()
+        return inp*self.mask*self.w
+    def bwd(self, out, inp): add_grad(inp, out.g*self.mask*self.w); add_grad(self.w, (out.g*self.mask*inp).sum(0))
+
+def masked():
+    net = Model.from_layers([Lin(rand(5, 4), rand(4)), Masked(rand(4)), Lin(rand(4, 3), rand(3))], CrossEntropy())
+    return net, *batch()
+
+changes = {
+    'a weight': lambda net, x, y: net.layers[2].w.mul_(3),
+    'a weight by a view': lambda net, x, y: net.layers[2].w[0].zero_(),
+    'a bias': lambda net, x, y: net.layers[0].b.add_(1), 'the batch': lambda net, x, y: x.zero_(),
+    'labels': lambda net, x, y: y.fill_(0), 'a result in an attribute': lambda net, x, y: net.layers[1].mask.fill_(1),
+    'an output': lambda net, x, y: net.preds.mul_(2),
+    'an output by a view': lambda net, x, y: net.layers[0].out.view(-1).neg_(),
+    'a weight that is another one': lambda net, x, y: setattr(net.layers[2], 'w', net.layers[2].w*2),
+    'a step': lambda net, x, y: (net.backward(), SGD(net.params, .1).step()),
+}
+@pytest.mark.parametrize('change', changes.values(), ids=changes)
+def test_a_change_in_place_is_noticed(change):
+    net,x,y = masked()
+    net(x, y); change(net, x, y)
+    with pytest.raises(RuntimeError, match='was changed in place or exchanged after the forward pass'): net.backward()
+    net(x, y); net.backward() # a new forward pass mends it
+
+def test_a_second_backward_is_the_same():
+    net,x,y = masked()
+    net(x, y); net.backward()
+    first = [p.g.clone() for p in net.params]
+    net.backward()
+    for p,g in zip(net.params, first): torch.testing.assert_close(p.g, g)
+
+def test_a_change_in_place_is_noticed_by_the_functions():
+    x,w,b = rand(4, 3),rand(3, 2),rand(2)
+    for t in (x, w, b):
+        out = lin(x, w, b); out.g = torch.ones_like(out)
+        t.mul_(2)
+        with pytest.raises(RuntimeError, match='lin: . .* was changed in place'): lin_grad(x, out, w, b)
+    out = relu(x); out.g = torch.ones_like(out)
+    x.neg_()
+    with pytest.raises(RuntimeError, match='relu: x'): relu_grad(x, out)
+
+def test_modes_of_torch():
+    net,x,y = masked()
+    with torch.no_grad(): net(x, y); net.backward()
+    assert net.params[0].g.any()
+    with torch.inference_mode():
+        net(x, y)
+        with pytest.raises(RuntimeError, match='torch.inference_mode, .* use torch.no_grad'): net.backward()
+    with torch.autocast('cpu'), pytest.raises(RuntimeError, match='step 0 of the model: lin: torch.autocast is on'):
+        net(x, y)
+
+def test_a_copy_begins_anew():
+    net,x,y = masked()
+    net(x, y); net.backward()
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        other.backward()
+        for p,q in zip(net.params, other.params): torch.testing.assert_close(q.g, p.g)
+
+@pytest.mark.parametrize('n', [1, 6])
+def test_a_layer_that_returns_its_input(n):
+    "Output and input would have one `.g`, to which the layer adds it once more."
+    class Same(Module):
+        def forward(self, inp): return inp
+        def bwd(self, out, inp): add_grad(inp, out.g)
+    w,b,v,c,(x,y) = rand(5, 4), rand(4), rand(4, 3), rand(3), batch(n)
+    net = Model.from_layers([Same(), Lin(w, b), Same(), Lin(v, c)], CrossEntropy())
+    net(x, y); net.backward()
+    def run(x, w, b, v, c): return torch.nn.functional.cross_entropy((x@w + b)@v + c, y)
+    for t,g in zip((x, *net.params), autograd_grad(run, x, w, b, v, c), strict=True): check_grad(t.g, g)
+
+def test_a_layer_that_returns_its_parameter():
+    class Table(Module):
+        def __init__(self, w): self.w = w
+        def forward(self, inp): return self.w
+        def bwd(self, out, inp): add_grad(self.w, out.g)
+    w,v,c,y = rand(6, 4), rand(4, 3), rand(3), torch.arange(6) % 3
+    net = Model.from_layers([Table(w), Lin(v, c)], CrossEntropy())
+    net(rand(6, 4), y); net.backward()
+    def run(w, v, c): return torch.nn.functional.cross_entropy(w@v + c, y)
+    for t,g in zip(net.params, autograd_grad(run, w, v, c), strict=True): check_grad(t.g, g)
+
+def test_an_input_that_is_a_parameter():
+    w,b,y = rand(4, 4), rand(4), torch.arange(4)
+    net = Model.from_layers([Lin(w, b)], CrossEntropy())
+    for _ in range(2): net(w, y); net.backward()
+    def run(w, b): return torch.nn.functional.cross_entropy(w@w + b, y)
+    for t,g in zip((w, b), autograd_grad(run, w, b)): check_grad(t.g, g)
+
+class Block(Module):
+    def __init__(self, act, n=4): self.lin,self.act = Lin(rand(n, n), rand(n)),act
+    def forward(self, x): return self.act(self.lin(x))
+    def bwd(self, out, x): self.act.backward(); self.lin.backward()
+
+def test_one_layer_object_on_two_paths():
+    act = Relu()
+    with pytest.raises(ValueError, match='one layer object appears twice in the model'):
+        Model.from_layers([Block(act), Block(act)], CrossEntropy())
+    class Twice(Module):
+        def __init__(self): self.act = Relu()
+        def forward(self, x): return self.act(x) + self.act(x - 1)
+        def bwd(self, out, x):
+            add_grad(self.act.out, out.g)
+            self.act.backward(); self.act.backward()
+    net = Model.from_layers([Twice(), Lin(rand(4, 3), rand(3))], CrossEntropy())
+    net(rand(6, 4), torch.arange(6) % 3)
+    with pytest.raises(RuntimeError, match='this layer object has two places in the model'): net.backward()
+
+class Join(Module):
+    def forward(self, pair): return torch.cat(pair, 1)
+    def bwd(self, out, pair):
+        for t,g in zip(pair, out.g.split([t.shape[1] for t in pair], 1)): add_grad(t, g)
+
+def test_inputs_in_containers():
+    a,b,w,c,y = rand(6, 2), rand(6, 3, seed=1), rand(5, 3), rand(3), torch.arange(6) % 3
+    net = Model.from_layers([Join(), Lin(w, c)], CrossEntropy())
+    for _ in range(2): net((a, b), y); net.backward()
+    def run(a, b, w, c): return torch.nn.functional.cross_entropy(torch.cat([a, b], 1)@w + c, y)
+    for t,g in zip((a, b, *net.params), autograd_grad(run, a, b, w, c), strict=True): check_grad(t.g, g)
+    b.zero_()
+    with pytest.raises(RuntimeError, match='args.0.1 .* was changed in place'): net.backward()
+
+def test_gradients_of_parameters_that_are_not_trained_do_not_pile_up():
+    net,x,y = masked()
+    net.layers[0].params = [net.layers[0].w] # the bias is frozen
+    for _ in range(3): net(x, y); net.backward()
+    once = net.layers[0].b.g.clone()
+    other,*_ = masked()
+    other(x, y); other.backward()
+    check_grad(once, other.layers[0].b.g)
+
+def test_an_exception_in_the_middle_leaves_nothing():
+    class Fails(Relu):
+        def bwd(self, out, inp):
+            if self.fail: raise KeyboardInterrupt
+            super().bwd(out, inp)
+    net = Model.from_layers([Lin(rand(5, 4), rand(4)), Fails(), Lin(rand(4, 3), rand(3))], CrossEntropy())
+    x,y = batch()
+    net.layers[1].fail = True; net(x, y)
+    with pytest.raises(KeyboardInterrupt): net.backward()
+    net.layers[1].fail = False; net(x, y); net.backward()
+    def run(*ps): return torch.nn.functional.cross_entropy((x@ps[0] + ps[1]).relu()@ps[2] + ps[3], y)
+    for p,g in zip(net.params, autograd_grad(run, *net.params), strict=True): check_grad(p.g, g)
+
+@pytest.mark.filterwarnings('ignore::UserWarning') # of nested tensors, which are a prototype
+@pytest.mark.parametrize('which', 'gt')
+def test_a_gradient_is_a_dense_tensor_like_its_own(which):
+    for odd in (torch.nested.nested_tensor([rand(3)]), torch.empty(3, dtype=torch.float64, device='meta'), 'text'):
+        g,t = (odd, rand(3)) if which == 'g' else (rand(3), odd)
+        with pytest.raises(TypeError, match=f'^a step: {which} is '): check_fits('a step', g, t)
+
+def test_a_gradient_that_does_not_fit_is_refused_with_both_shapes():
+    for old,g in ((None, rand(2)), (rand(2), rand(3))):
+        t = rand(3); t.g = old
+        with pytest.raises(ValueError, match=r'^add_grad: .* got \(2,\).* for \(3,\)'): add_grad(t, g)
+
+def test_only_tensors_have_gradients_to_clear():
+    with pytest.raises(TypeError, match='^clear_grads: an argument is a str'): clear_grads(rand(3), 'w')
+
+@pytest.mark.parametrize('out, g, shape, error, words', [
+    ('text', None, None, TypeError, 'out is a str'), (rand(3), 'text', None, TypeError, 'out.g is a str'),
+    (rand(3), rand(3), [3], TypeError, r'shape is \[3\], expected a tuple'),
+    (rand(3), rand(3), (2.5,), TypeError, r'shape is \(2.5,\), expected a tuple'),
+    (rand(3), None, None, RuntimeError, r'out \(3,\) has no gradient'),
+    (rand(3), rand(2), None, ValueError, r'out \(3,\) with out.g \(2,\), expected \(3,\) for both'),
+    (rand(3), rand(2), (2,), ValueError, r'out \(3,\) with out.g \(2,\), expected \(2,\) for both'),
+    (rand(3), rand(3).float(), None, TypeError, 'out.g is torch.float32 and out torch.float64')])
+def test_an_upstream_gradient_that_does_not_fit(out, g, shape, error, words):
+    if g is not None: out.g = g
+    with pytest.raises(error, match=f'^a step: {words}'): upstream_grad('a step', out, shape)
+
+@pytest.mark.filterwarnings('ignore::UserWarning') # of nested tensors, which are a prototype
+@pytest.mark.parametrize('place, name', enumerate(('g', 'out', 'input')))
+def test_a_rule_takes_dense_tensors(place, name):
+    rule = Rule(torch.exp, lambda g, out, inp: g*out)
+    for odd,why in ('text', 'a str'), (torch.nested.nested_tensor([rand(3)]), 'sparse, nested'):
+        args = [rand(3), rand(3), rand(3)]
+        args[place] = odd
+        with pytest.raises(TypeError, match=f'^exp: {name} is {why}'): rule.grads(*args)
+
+def test_a_view_of_a_gradient_that_is_kept_is_not_shared():
+    a,b = rand(3), rand(3)
+    add_grad(a, rand(3)); add_grad(b, a.g.view(3))
+    assert b.g.data_ptr() != a.g.data_ptr() and b.g.equal(a.g)
+
+def test_a_function_looks_at_its_inputs_each_time():
+    def small(name, x):
+        if (x > 1).any(): raise ValueError(f'{name}: x is too large')
+    rule,x = Rule(checked(small)(lambda x: 2*x), lambda g, out, x: 2*g),torch.zeros(3)
+    out,other = rule.forward(x),torch.zeros(3) # the first one knows its input, the other does not
+    out.g = other.g = torch.ones(3)
+    rule.add_grads(out, x)
+    x += 2
+    with pytest.raises(RuntimeError, match='x .* was changed in place'): rule.add_grads(out, x)
+    with pytest.raises(ValueError, match='x is too large'): rule.add_grads(other, x)
+
+def test_only_the_model_that_is_gone_back_through_begins_a_pass():
+    class Clears(Module): # a part of it, while the pass is on
+        def __init__(self): self.inside = Relu()
+        def forward(self, x): return 2*x
+        def bwd(self, out, x): self.inside.zero_grad(); add_grad(x, 2*out.g)
+    w,b,x,y = rand(3, 3), rand(3), rand(4, 3), rand(4)
+    net = Model.from_layers([Lin(w, b), Clears(), Lin(w, b), Lin(rand(3, 1), rand(1))], Mse()) # w is met twice
+    net(x, y); net.backward()
+    want = autograd_grad(lambda w: net.loss.forward(net.layers[3].forward((2*(x@w + b))@w + b), y), w)
+    check_grad(w.g, want)
+
+def test_two_tensors_do_not_share_a_gradient():
+    class Add(Module):
+        def __init__(self): self.a,self.b = rand(3),rand(3)
+        def forward(self, x, targ): return ((self.a + self.b)*x).sum()
+        def bwd(self, out, x, targ):
+            add_grad(x, (self.a + self.b)*out.g)
+            add_grad(self.a, x*out.g); add_grad(self.b, self.a.g)
+    layer = Add()
+    layer(rand(3), None).g = torch.ones((), dtype=torch.float64)
+    layer.backward()
+    layer.a.g *= .1
+    check_grad(layer.b.g, rand(3))
+
+def test_an_error_class_of_a_layer_is_kept():
+    class ShapeError(ValueError):
+        def __init__(self, a, b): super().__init__(f'{a} is not {b}')
+    class Refuses(Module):
+        def forward(self, x): raise ShapeError(1, 2)
+        def bwd(self, out, x): pass
+    with pytest.raises(ShapeError, match=r'Refuses\(\), step 0 of the model: 1 is not 2'):
+        Model.from_layers([Refuses()], CrossEntropy())(*batch())
+
+def test_lists_and_names_that_a_backward_leaves_are_no_false_alarm():
+    class Tape(Module):
+        def __init__(self): self.w,self.tape,self.who,self.owner = rand(4),[rand(1)],rand(4),rand(4)
+        def forward(self, x):
+            self.tape = [x*2]
+            return x*self.w
+        def bwd(self, out, x):
+            self.tape = [out.g*3]
+            add_grad(x, out.g*self.w); add_grad(self.w, (out.g*x).sum(0))
+    net = Model.from_layers([Lin(rand(5, 4), rand(4)), Tape(), Lin(rand(4, 3), rand(3))], CrossEntropy())
+    x,y = batch()
+    net(x, y); net.backward()
+    first = [p.g.clone() for p in net.params if p.g is not None]
+    net.backward()
+    for p,g in zip([p for p in net.params if p.g is not None], first): torch.testing.assert_close(p.g, g)
+
+# Where tensors are kept, who changes them, and what is called behind the back of the model
+
+@dataclass
+class Data: w: torch.Tensor
+def kept_in(kind, w):
+    holds = {'a namespace': lambda w: SimpleNamespace(w=w), 'a data class': Data,
+             'a user dictionary': lambda w: UserDict(w=w),
+             'a user list': lambda w: UserList([w]), 'a proxy': lambda w: MappingProxyType(dict(w=w)),
+             'a module of torch': lambda w: torch.nn.ParameterList([torch.nn.Parameter(w, requires_grad=False)])}
+    return holds[kind](w) if kind else list(holds)
+
+class Scale(Module):
+    "A layer that finds its parameter by a function."
+    def __init__(self, find): self.find = find
+    def forward(self, x): return x*self.find()
+    def bwd(self, out, x): add_grad(x, out.g*self.find()); add_grad(self.find(), (out.g*x).sum(0))
+
+@pytest.mark.parametrize('kind', kept_in('', None))
+def test_parameters_in_containers_of_any_kind(kind, tmp_path):
+    def make(w):
+        held = kept_in(kind, w)
+        layer = Scale(lambda: held[0] if hasattr(held, 'append') else getattr(held, 'w', None) if
+                      hasattr(held, 'w') else held['w'])
+        layer.held = held
+        return Model.from_layers([layer, Lin(rand(4, 3), rand(3))], CrossEntropy()), layer.find()
+    (net,w),(other,v) = make(rand(4)),make(torch.zeros(4, dtype=torch.float64))
+    x,y = rand(6, 4),torch.arange(6) % 3
+    net(x, y); w.mul_(2)
+    with pytest.raises(RuntimeError, match='was changed in place'): net.backward()
+    before = w.clone()
+    train_step(net, SGD(net.params, .1), x, y)
+    assert len(net.params) == 3 and not torch.equal(w, before)
+    save_weights(net, tmp_path/'w'); load_weights(other, tmp_path/'w')
+    assert torch.equal(v, w)
+
+@pytest.mark.parametrize('kind', ['a closure', 'a set', 'an object', 'a class', 'a partial'])
+def test_a_parameter_that_is_not_found_is_noticed(kind):
+    w = rand(4)
+    layer = Scale(lambda: w)
+    layer.held = {'a closure': None, 'a set': {w}, 'an object': Rule(torch.exp, w.mul),
+                  'a class': type('A', (), dict(w=w)), 'a partial': partial(torch.mul, w)}[kind]
+    net = Model.from_layers([layer, Lin(rand(4, 3), rand(3))], CrossEntropy())
+    opt,x,y = SGD(net.params, .1),rand(6, 4),torch.arange(6) % 3
+    train_step(net, opt, x, y)
+    with pytest.raises(RuntimeError, match='the model does not know this tensor'): train_step(net, opt, x, y)
+    w.g = None
+    train_step(net, opt, x, y) # cleared by its owner
+
+def test_complex_parameters_are_not_lost(tmp_path):
+    layer = Scale(lambda: None)
+    layer.w = torch.ones(3, dtype=torch.complex64)
+    assert [*named_weights(layer)] == ['w']
+    with pytest.raises(TypeError, match='complex64, expected a floating-point'): SGD(layer.params, .1)
+
+def test_looking_at_numbers_by_numpy_is_no_change():
+    net,x,y = masked()
+    net(x, y); net.preds.numpy(), net.params[0].numpy(), x.numpy(); net.backward()
+
+@pytest.mark.parametrize('clone', [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copy_is_watched_too(clone):
+    net,x,y = masked()
+    net(x, y); other = clone(net); other.params[2].mul_(3)
+    with pytest.raises(RuntimeError, match='was changed in place'): other.backward()
+    net.params[2].mul_(3) # and a copy of what has changed already
+    with pytest.raises(RuntimeError, match='backward before forward'): clone(net).backward()
+
+def test_a_copy_of_a_layer_with_slots():
+    class Slots(Scale): __slots__ = 'w',
+    layer = Slots(None); layer.w = rand(3); layer.v = rand(3)
+    other = copy.deepcopy(layer)
+    assert torch.equal(other.w, layer.w) and torch.equal(other.v, layer.v) and other.w is not layer.w
+
+def test_layers_called_behind_the_back_of_the_model():
+    net,x,y = masked()
+    twin = copy.copy(net)
+    net(x, y); twin(x + 1, y)
+    with pytest.raises(RuntimeError, match='layers.0 was called again, and remembers only its last'): net.backward()
+    twin.backward()
+    net(x, y)
+    for layer in net.layers: x = layer(x - 1)
+    net.loss(x, y)
+    with pytest.raises(RuntimeError, match=r'layers.0 was called again'): net.backward()
+
+def test_a_layer_may_call_its_parts_again_in_its_backward():
+    class Again(Module):
+        def __init__(self, part): self.part = part
+        def forward(self, x): return self.part(x)
+        def bwd(self, out, x): self.part(x).g = out.g; self.part.backward()
+    net = Model.from_layers([Again(Lin(rand(5, 3), rand(3)))], CrossEntropy())
+    net(*batch()); net.backward()
+    first = net.params[0].g.clone()
+    net.backward()
+    torch.testing.assert_close(net.params[0].g, first)
+
+def test_a_child_that_knows_its_parent_has_one_place():
+    block = Block(Relu()); block.lin.parent = block
+    net = Model.from_layers([block, Lin(rand(4, 3), rand(3))], CrossEntropy())
+    net(rand(6, 4), torch.arange(6) % 3); net.backward()
+    assert len(net.params) == 4

@@ -1,9 +1,11 @@
 "Training and saving: properties, parity with torch, bad input, repeatability, and files that do not fit."
-import importlib.util, json, math, os, subprocess, sys
+import copy, functools, importlib.util, json, math, os, subprocess, sys
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot
+import numpy as np
 import pytest
 import torch, torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
@@ -11,9 +13,9 @@ from torch import nn
 
 matplotlib.use('Agg')
 from fb_pass.checks import autograd_grad, check_grad
-from fb_pass.gradients import add_grad
+from fb_pass.gradients import Rule, add_grad
 from fb_pass.datasets import get_data
-from fb_pass.library import from_torch, load_weights, named_weights, save_weights, to_torch
+from fb_pass.library import as_torch, from_torch, load_weights, named_weights, save_weights, to_torch
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
 from fb_pass.training import (AdamW, CrossEntropy, SGD, Optimizer, accuracy, cross_entropy, cross_entropy_grad,
                               dataloader, evaluate, fit, layer_stats, log_softmax, logsumexp, mlp, one_cycle,
@@ -267,7 +269,7 @@ def test_loader_gives_every_row_once_and_the_last_batch_is_what_is_left():
     assert torch.cat([yb for _, yb in dataloader(x, y, 3)]).tolist() == list(range(7))
 
 @pytest.mark.parametrize('args, error', [((p, p[:2], 1), ValueError), ((p[:0], p[:0], 1), ValueError),
-                                         ((p, p, 0), ValueError), ((p, p, 1.5), ValueError),
+                                         ((p, p, 0), ValueError), ((p, p, 1.5), TypeError),
                                          ((p, p, 1, 42), TypeError)])
 def test_loaders_refuse(args, error):
     with pytest.raises(error, match='dataloader: '): dataloader(*args)
@@ -339,8 +341,9 @@ def test_a_learning_rate_that_explodes_is_found(digits):
     words = broken(digits, schedule=lambda step: 1e30)
     for part in ('epoch 1, step 2 of the run: loss', 'learning rate of 1e+30', 'try a lower learning rate',
                  'Lin(20->10), step 2 of the model'): assert part in words
-    words = broken(digits, schedule=lambda step: math.inf)
-    assert 'Lin(784->20), step 0 of the model: its parameters are not finite' in words
+    with pytest.raises(FloatingPointError, match='step 0 of the model: its parameters are not finite'):
+        model = mlp(784, 20, 10); model.params[0][0] = math.inf
+        train_step(model, SGD(model.params, .1), *digits[:2])
 
 class Root(Module):
     def forward(self, inp): return inp.sqrt()
@@ -472,7 +475,7 @@ def test_damaged_and_foreign_files(tmp_path):
     for content in (*cuts, data + b'x', b'<html>no</html>', b'\x1f\x8b' + data, b'\0'*100):
         path.write_bytes(content); refused(path, model, 'is not a safetensors file, or it is truncated or damaged')
     torch.save(named_weights(model), path); refused(path, model, 'is not a safetensors file')
-    with pytest.raises(FileNotFoundError): load_weights(model, tmp_path/'missing')
+    with pytest.raises(FileNotFoundError, match='path .*missing: there is no'): load_weights(model, tmp_path/'missing')
 
 def test_files_of_other_networks(tmp_path):
     model, path = mlp(6, 5, 4), tmp_path/'x'
@@ -489,9 +492,8 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'replace', fail)
     with pytest.raises(OSError, match='no space'): save_weights(mlp(6, 4), path)
     monkeypatch.undo()
-    import safetensors.torch
-    def half(tensors, name): Path(name).write_bytes(b'half'); fail()
-    monkeypatch.setattr(safetensors.torch, 'save_file', half)
+    def half(self, data): open(self, 'wb').write(b'half'); fail()
+    monkeypatch.setattr(Path, 'write_bytes', half)
     with pytest.raises(OSError, match='no space'): save_weights(mlp(6, 4), path)
     assert path.read_bytes() == data and os.listdir(tmp_path) == ['x']
     monkeypatch.undo()
@@ -499,6 +501,167 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='has no parameters'): save_weights(bare, path)
     with pytest.raises(FileNotFoundError): save_weights(mlp(6, 4), tmp_path/'no'/'x')
     assert path.read_bytes() == data and os.listdir(tmp_path) == ['x']
+
+def test_permissions_and_links_are_kept(tmp_path):
+    path, model = tmp_path/'x', mlp(6, 4)
+    before = os.umask(0o026)
+    try: save_weights(model, path)
+    finally: os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o604)
+    (tmp_path/'d').mkdir()
+    link, dangling = tmp_path/'d'/'link', tmp_path/'dangling'
+    link.symlink_to('../x'); dangling.symlink_to('new')
+    for o in (link, dangling):
+        data = path.read_bytes()
+        save_weights(mlp(6, 4), o)
+        assert o.is_symlink() and path.stat().st_mode & 0o777 == 0o604
+        assert (path.read_bytes() == data) == (o == dangling)
+    load_weights(model, dangling)
+    assert sorted(os.listdir(tmp_path)) == ['d', 'dangling', 'new', 'x'] and os.listdir(tmp_path/'d') == ['link']
+    for o in (tmp_path, '/dev/null'):
+        with pytest.raises(OSError): save_weights(model, o)
+    os.symlink('loop', tmp_path/'loop')
+    with pytest.raises(OSError): save_weights(model, tmp_path/'loop')
+    os.mkfifo(tmp_path/'pipe')
+    for o in (tmp_path/'pipe', '/dev/null', tmp_path):
+        with pytest.raises(OSError): load_weights(model, o)
+
+def test_views_of_one_buffer_are_all_saved(tmp_path):
+    "Two that begin together, one that is the other transposed, and one that is the other once more."
+    buf, b = torch.randn(4, 4), torch.randn(4)
+    model = Model.from_layers([Lin(buf[:,:3], b[:3]), Lin(buf[:3], b), Lin(buf.t(), b.view(4))], CrossEntropy())
+    assert [*named_weights(model)] == ['layers.0.w', 'layers.0.b', 'layers.1.w', 'layers.1.b', 'layers.2.w']
+    save_weights(model, tmp_path/'x')
+    kept = buf.clone(), b.clone()
+    buf.zero_(); b.zero_()
+    load_weights(model, tmp_path/'x')
+    assert torch.equal(buf, kept[0]) and torch.equal(b, kept[1])
+
+def inference(t):
+    with torch.inference_mode(): return t.clone()
+
+@pytest.mark.parametrize('last', [lambda: torch.zeros(1).expand(4), lambda: inference(torch.zeros(4))],
+                         ids=['expanded', 'inference'])
+def test_all_or_nothing(last, tmp_path):
+    "A parameter that cannot be written to is found before the first is written; one that autograd watches can be."
+    save_weights(mlp(6, 4), tmp_path/'x')
+    model = Model.from_layers([Lin(torch.randn(6, 4), last())], CrossEntropy())
+    refused(tmp_path/'x', model, 'layers.0.b cannot be written to')
+    model = mlp(6, 4)
+    for p in model.params: p.requires_grad_()
+    load_weights(model, tmp_path/'x')
+    save_weights(model, tmp_path/'y')
+    assert (tmp_path/'x').read_bytes() == (tmp_path/'y').read_bytes()
+
+def test_parameters_that_overlap_take_no_two_numbers(tmp_path):
+    buf = torch.randn(5)
+    def model(a, b): return Model.from_layers([Lin(torch.eye(4), a), Lin(torch.eye(4), b)], CrossEntropy())
+    save_weights(model(torch.randn(4), torch.randn(4)), tmp_path/'x')
+    refused(tmp_path/'x', model(buf[:4], buf[1:]), 'layers.0.b shares memory')
+    save_weights(model(torch.full((4,), torch.nan), torch.zeros(4)), tmp_path/'x')
+    load_weights(model(torch.randn(4), torch.randn(4)), tmp_path/'x')
+
+def test_stopped_while_loading(tmp_path, monkeypatch):
+    save_weights(mlp(6, 5, 4), tmp_path/'x')
+    model, count, copy = mlp(6, 5, 4), [0], torch.Tensor.copy_
+    before = [p.clone() for p in model.params]
+    def stops(self, other):
+        count[0] += 1
+        if count[0] == 7: raise KeyboardInterrupt # each once with its own numbers, and two with new ones
+        return copy(self, other)
+    monkeypatch.setattr(torch.Tensor, 'copy_', stops)
+    with pytest.raises(KeyboardInterrupt): load_weights(model, tmp_path/'x')
+    assert all(torch.equal(p, q) for p,q in zip(model.params, before))
+
+# What a conversion would lose
+
+class Leaky(Relu):
+    def forward(self, inp): return torch.where(inp > 0, inp, .1*inp)
+class Straight(Relu):
+    def bwd(self, out, inp): inp.g = out.g
+class Square(Relu): rule = Rule(lambda x: x**2, lambda g, out, x: 2*x*g)
+class Called(Relu):
+    def __call__(self, *args): return -super().__call__(*args)
+class Residual(Model):
+    def forward(self, x, targ): return self.loss(x, targ)
+def replaced(o, name): setattr(o, name, lambda *args: args[0]); return o
+
+def kept(o, name): setattr(o, name, torch.ones(1)); return o
+shared = torch.ones(3, 3)
+
+def of(*layers): return Model.from_layers(layers, CrossEntropy())
+@pytest.mark.parametrize('make, words', [
+    (lambda: of(Leaky()), 'layer 0, Leaky(), is no plain Relu: its own forward cannot be carried over'),
+    (lambda: of(Straight()), 'its own bwd'), (lambda: of(Square()), 'its own rule'),
+    (lambda: of(Called()), 'its own __call__'), (lambda: of(replaced(Relu(), 'bwd')), 'its own bwd'),
+    (lambda: of(replaced(Relu(), 'forward')), 'its own forward'),
+    (lambda: Residual.from_layers([Relu()], CrossEntropy()), 'the model, Residual(Relu(), CrossEntropy()), is no'),
+    (lambda: of(kept(Lin(torch.ones(3, 2), torch.ones(2)), 'scale')), 'is no plain Lin: its own scale'),
+    (lambda: nn.ReLU(), 'to_torch: model is a ReLU, expected a Model')])
+def test_to_torch_loses_nothing(make, words):
+    with pytest.raises(TypeError) as e: to_torch(make())
+    assert words in str(e.value)
+    if 'rule' in words: as_torch(make()) # it carries a rule over
+    else:
+        with pytest.raises(TypeError, match='cannot be carried over|expected a Model'): as_torch(make())
+
+def lin(*does):
+    l = nn.Linear(3, 3)
+    for f in does: f(l)
+    return l
+class Skip(nn.Sequential):
+    def forward(self, x): return x + super().forward(x)
+class Scaled(nn.Linear):
+    def __init__(self): super().__init__(3, 3); self.scale = nn.Parameter(torch.ones(3))
+    def forward(self, x): return super().forward(x)*self.scale
+class Sixth(nn.ReLU):
+    def forward(self, x): return x.clamp(0, 6)
+def hook(*args): pass
+
+unlike = {
+    'a forward of the whole': lambda: Skip(lin()), 'a forward of a layer': lambda: nn.Sequential(Scaled()),
+    'of a layer without parameters': lambda: nn.Sequential(Sixth()), 'no nn.Sequential': lambda: nn.ModuleList([lin()]),
+    'a forward of the instance': lambda: nn.Sequential(replaced(lin(), 'forward')),
+    'no bias': lambda: nn.Sequential(nn.Linear(3, 3, bias=False)),
+    'a parametrization': lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(lin())),
+    'an old parametrization': lambda: nn.Sequential(nn.utils.spectral_norm(lin())),
+    'a hook of a parameter': lambda: nn.Sequential(lin(lambda l: l.weight.register_hook(hook))),
+    'a late hook of a parameter': lambda: nn.Sequential(
+        lin(lambda l: l.weight.register_post_accumulate_grad_hook(hook))),
+    'tied by a view': lambda: nn.Sequential(first := lin(), tied_to(first, lambda p: nn.Parameter(p.t()))),
+    'tied by data': lambda: nn.Sequential(first := lin(), tied_to(first, lambda p: nn.Parameter(p.data))),
+    'complex': lambda: nn.Sequential(nn.Linear(3, 3, dtype=torch.complex64)),
+    'a hook of the whole': lambda: replaced_hook(nn.Sequential(lin())),
+    **{name: lambda name=name: nn.Sequential(lin(lambda l: getattr(l, name)(hook))) for name in (
+        'register_forward_hook', 'register_forward_pre_hook', 'register_full_backward_hook',
+        'register_full_backward_pre_hook')}}
+def tied_to(first, f):
+    layer = lin(); layer.weight = f(first.weight)
+    return layer
+def replaced_hook(net): net.register_forward_hook(hook); return net
+
+@pytest.mark.parametrize('make', unlike.values(), ids=unlike)
+def test_from_torch_loses_nothing(make):
+    lost = 'cannot be carried over|has no counterpart|expected a Sequential|share memory|has dtype torch.complex64'
+    with pytest.raises((TypeError, ValueError), match=lost): from_torch(make())
+
+def test_plain_subclasses_are_taken():
+    class Named(Lin):
+        def __repr__(self): return 'mine'
+    class NamedLinear(nn.Linear): pass
+    assert isinstance(to_torch(of(Named(torch.eye(3), torch.zeros(3))))[0], nn.Linear)
+    assert isinstance(from_torch(nn.Sequential(NamedLinear(3, 3))).layers[0], Lin)
+
+@pytest.mark.parametrize('net', [
+    lambda: nn.Sequential(Scaled()), lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(lin())),
+    lambda: nn.Sequential(nn.utils.spectral_norm(lin())), lambda: nn.Sequential(lin(), nn.BatchNorm1d(3, affine=False)),
+    lambda: with_scale(nn.Sequential(lin()))],
+    ids=['a scale', 'weight norm', 'spectral norm', 'statistics', 'of the whole'])
+def test_what_of_torch_would_not_be_saved(net, tmp_path):
+    with pytest.raises(TypeError, match='more to save|beside those'): save_weights(net(), tmp_path/'x')
+    assert not os.listdir(tmp_path)
+def with_scale(net): net.register_buffer('scale', torch.ones(3)); return net
 
 # The five seeds
 
@@ -527,3 +690,204 @@ def test_betas_may_be_set_anew_before_a_step():
     p.g, q.g, other.betas = -p.g, -q.g, (.5, .6)
     one.step(); other.step()
     assert (p - q).abs().min() > 1e-3
+
+
+# Values that are checked before they are used
+
+@pytest.mark.parametrize('value, error', [(math.nan, ValueError), (-1., ValueError), (math.inf, ValueError),
+                                          (None, TypeError), ('0.1', TypeError), (torch.tensor(.1), TypeError)])
+def test_a_schedule_is_checked_before_its_value_is_used(value, error):
+    model, dl = mlp(4, 3), [(torch.ones(2, 4), torch.tensor([0, 1]))]*3
+    fitted = copy.deepcopy(model)
+    fit(fitted, SGD(fitted.params, .1), dl[:1], dl, 1, progress=False)
+    with pytest.raises(error, match='learning rate that the schedule gives for step 1 is') as e:
+        fit(model, SGD(model.params, .1), dl, dl, 1, schedule=lambda i: value if i == 1 else .1, progress=False)
+    for p, q in zip(model.params, fitted.params): assert torch.equal(p, q), 'one step, and nothing more'
+    assert e.value.history.lrs == [.1]
+
+@pytest.mark.parametrize('opt, name, value', [
+    (SGD, 'lr', -1), (SGD, 'lr', math.nan), (SGD, 'lr', None), (SGD, 'momentum', 1), (SGD, 'weight_decay', -1.),
+    (AdamW, 'eps', math.nan), (AdamW, 'betas', .9), (AdamW, 'betas', (.9, 1.)), (AdamW, 'lr', 'fast')])
+def test_a_number_that_is_set_later_is_checked(opt, name, value):
+    o = opt([torch.ones(2)], .1)
+    before = getattr(o, name)
+    with pytest.raises((TypeError, ValueError), match=name[:4]): setattr(o, name, value)
+    assert getattr(o, name) == before
+
+class Share:
+    "An object as a metric, and one that is false as a condition."
+    def __bool__(self): return False
+    def __call__(self, logits, targ): return torch.tensor(accuracy(logits, targ))
+
+def valid_loss(preds, targ): return .5
+@pytest.mark.parametrize('metric, name', [
+    (functools.partial(accuracy), 'accuracy'), (Share(), 'Share'),
+    (functools.partial(functools.partial(Share())), 'Share'),
+    (lambda preds, targ: np.float32(.5), '<lambda>'), (valid_loss, 'valid_loss, a metric')])
+def test_a_metric_of_any_kind(digits, metric, name):
+    hist, _ = run(digits, metric=metric)
+    assert set(hist.epochs[0]) == {'epoch', 'train_loss', 'valid_loss', name, 'dead'}
+    if metric is valid_loss: assert hist.epochs[0]['valid_loss'] != .5
+    hist.plot(); matplotlib.pyplot.close('all')
+
+@pytest.mark.parametrize('result', [None, 'good', torch.ones(3), 1j])
+def test_a_metric_that_fails_loses_no_history(digits, result):
+    calls = []
+    def second(preds, targ):
+        calls.append(1)
+        return result if len(calls) > 2 else 1. # two batches to evaluate on
+    with pytest.raises(TypeError, match='what the metric second returned') as e: run(digits, metric=second)
+    assert len(e.value.history.losses) == 20 and len(e.value.history.epochs) == 1
+    def raises(preds, targ): raise LookupError('no such class')
+    with pytest.raises(LookupError, match='no such class') as e: run(digits, metric=raises)
+    assert len(e.value.history.losses) == 10
+
+def test_an_interrupted_run_keeps_its_history(digits):
+    def stop(step):
+        if step == 7: raise KeyboardInterrupt
+        return .01
+    with pytest.raises(KeyboardInterrupt) as e: run(digits, schedule=stop)
+    assert len(e.value.history.losses) == 7
+
+def test_means_weigh_examples():
+    x, y, model = torch.randn(10, 4, generator=seeded(0)), torch.arange(10) % 3, mlp(4, 3, generator=seeded(0))
+    opt = SGD(model.params, 0.) # so that all losses are those of one model
+    hist = fit(model, opt, dataloader(x, y, 7), dataloader(x, y, 7), 1, progress=False)
+    want = model(x, y).item()
+    for k in ('train_loss', 'valid_loss'): assert math.isclose(hist.epochs[0][k], want, rel_tol=1e-6)
+
+class Join(Module):
+    def forward(self, pair): return torch.cat(pair, 1)
+    def bwd(self, out, pair): add_grad(pair[0], out.g[:,:2]); add_grad(pair[1], out.g[:,2:])
+
+def test_means_weigh_examples_of_inputs_in_a_tuple():
+    x, y, plain = torch.randn(10, 4, generator=seeded(0)), torch.arange(10) % 3, mlp(4, 3, generator=seeded(0))
+    model = Model.from_layers([Join(), *plain.layers], CrossEntropy())
+    dl = [((x[:7,:2], x[:7,2:]), y[:7]), ((x[7:,:2], x[7:,2:]), y[7:])]
+    assert math.isclose(evaluate(model, dl)[0], plain(x, y).item(), rel_tol=1e-6)
+    hist = fit(model, SGD(model.params, .1), dl, dl, 1, progress=False)
+    assert len(hist.losses) == 2
+    broken = [((x[:7,:2], x[:7,2:]*math.nan), y[:7])]
+    with pytest.raises(FloatingPointError, match='14 of 14 numbers of the input'):
+        fit(model, SGD(model.params, .1), broken, dl, 1, progress=False)
+
+@pytest.mark.parametrize('make', [lambda ps: SGD(ps, .1, momentum=.9), lambda ps: AdamW(ps, .01)])
+def test_the_graph_of_an_input_does_not_leak(make):
+    feat, x, y = nn.Linear(6, 4), torch.randn(8, 6), torch.arange(8) % 3
+    model, other = (mlp(4, 3, generator=seeded(0)) for _ in range(2))
+    opt, without = make(model.params), make(other.params)
+    for _ in range(3):
+        train_step(model, opt, feat(x), y); train_step(other, without, feat(x).detach(), y)
+        model(feat(x), y); model.backward(); opt.step(); other(feat(x).detach(), y); other.backward(); without.step()
+    for p, q in zip(model.params, other.params):
+        assert not p.requires_grad and p.grad_fn is None
+        torch.testing.assert_close(p, q)
+    train_step(model, opt, feat(x), y); copy.deepcopy(model)
+
+def test_parameters_that_are_not_ours_to_step():
+    model, x, y = mlp(4, 3), torch.ones(2, 4), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match='no parameter of this model'):
+        train_step(model, SGD([*model.params, p], .1), x, y)
+    stale = torch.ones(3); stale.g = torch.ones(3) # of another pass
+    with pytest.raises(ValueError, match='no parameter of this model'): train_step(model, SGD([stale], .1), x, y)
+    assert torch.equal(stale, torch.ones(3))
+    with pytest.raises(ValueError, match=r'parameter 0 \(3, 2\) requires grad.*requires_grad_\(False\)'):
+        SGD([nn.Parameter(torch.ones(3, 2))], .1)
+    opt = SGD(model.params, .1); train_step(model, opt, x, y); model.params[1].requires_grad_()
+    with pytest.raises(ValueError, match='parameter 1 .* requires grad'): opt.step()
+
+def test_parameters_that_share_memory():
+    w, flat = torch.randn(4, 4), torch.randn(24)
+    a = np.zeros(8)
+    numpys = [torch.from_numpy(a[:5]), torch.from_numpy(a[3:])] # of two storages
+    for params in ([w, w.t()], [w, w[0]], [w[:3], w[2:]], [torch.ones(1).expand(4)], [w, w.view(-1)], numpys,
+                   [w, w.view(f64)], [flat.as_strided((3, 3), (1, 1))]):
+        with pytest.raises(ValueError, match='share memory'): AdamW(params)
+    for params in ([flat[:12].view(3, 4), flat[12:]], [w[:,:2], w[:,2:]], [w.t()], [w[::2], w[1::2]]): SGD(params, .1)
+
+@pytest.mark.parametrize('g, words', [(torch.ones(1), r'got \(1,\)'), (torch.ones(3).double(), 'float64'),
+                                      (1., 'g is a float')])
+def test_a_gradient_that_does_not_fit_is_no_step(g, words):
+    a, b = torch.ones(3), torch.ones(3)
+    a.g, b.g = torch.ones(3), g
+    opt = SGD([a, b], .1)
+    with pytest.raises((TypeError, ValueError), match=f'parameter 1.*{words}'): opt.step()
+    assert torch.equal(a, torch.ones(3)) and opt.steps == 0
+
+@pytest.mark.parametrize('dl, words', [
+    (None, 'the loader is None, expected pairs'), ([(torch.ones(2, 4),)], 'expected a pair'),
+    ([torch.ones(2, 4)], 'batch 0 of the loader is a Tensor, expected a pair'),
+    ([(np.ones((2, 4)), np.array([0, 1]))], 'x is a ndarray, expected a tensor'),
+    ([(torch.ones(2, 4), np.array([0, 1]))], 'targ has type int64, expected int64 labels'),
+    ([(torch.ones(2, 4), [0, 1])], 'targ has type list')])
+def test_loaders_of_something_else(dl, words):
+    model, right = mlp(4, 3), [(torch.ones(2, 4), torch.tensor([0, 1]))]
+    for train, valid in ((dl, right), (right, dl)):
+        with pytest.raises(TypeError) as e: fit(model, SGD(model.params, .1), train, valid, 1, progress=False)
+        assert words in str(e.value)
+    with pytest.raises(TypeError, match='dataloader: x is a ndarray, expected a tensor'):
+        dataloader(np.ones((4, 2)), np.ones(4), 2)
+
+def test_a_loss_that_is_no_scalar():
+    class Each(Module):
+        def forward(self, x, targ): return x[:,0] - targ
+        def bwd(self, out, x, targ): pass
+    model = Model.from_layers([Lin(torch.ones(4, 3), torch.zeros(3))], Each())
+    for f in (lambda: train_step(model, SGD(model.params, .1), torch.ones(2, 4), torch.ones(2)),
+              lambda: evaluate(model, [(torch.ones(2, 4), torch.ones(2))], None)):
+        with pytest.raises(ValueError, match=r'the loss is \(2,\), expected a scalar'): f()
+
+def test_layers_of_torch_without_a_bias(tmp_path):
+    net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 2))
+    assert list(named_weights(net)) == ['layers.0.w', 'layers.2.w', 'layers.2.b']
+    save_weights(net, tmp_path/'a'); load_weights(net, tmp_path/'a')
+    with pytest.raises(TypeError, match='from_torch: net is a Linear, expected a Sequential'):
+        from_torch(nn.Linear(3, 2))
+    for f in (save_weights, load_weights):
+        with pytest.raises(TypeError, match=f'{f.__name__}: path is a NoneType'): f(net, None)
+
+def test_a_hook_of_all_modules_is_not_lost():
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        with pytest.raises(TypeError, match='_global_forward_hooks cannot be carried over'):
+            from_torch(nn.Sequential(nn.Linear(3, 2)))
+    finally: handle.remove()
+    from_torch(nn.Sequential(nn.Linear(3, 2)))
+
+def test_conversion_loses_no_parameter_and_no_tie():
+    with pytest.raises(TypeError, match='is no plain Op: its own scale'):
+        as_torch(of(kept(Lin(shared, torch.ones(3)), 'scale')))
+    for f in (to_torch, as_torch):
+        with pytest.raises(ValueError, match=f'{f.__name__}: parameters share memory'):
+            f(of(Lin(shared, torch.ones(3)), Lin(shared.t(), torch.ones(3))))
+
+def test_views_in_two_dtypes_are_all_saved(tmp_path):
+    "The first begins where the second does, and has as many entries, but half as many bytes."
+    layer = Relu(); layer.w = torch.randn(4)
+    layer.half,layer.all = layer.w.view(torch.float16)[:4],layer.w; del layer.w
+    before = layer.all.clone()
+    save_weights(layer, tmp_path/'w'); layer.all.zero_(); load_weights(layer, tmp_path/'w')
+    assert torch.equal(layer.all, before)
+
+def test_what_is_no_file_is_not_loaded(tmp_path):
+    for path in (tmp_path, Path('/dev/zero'), ''):
+        with pytest.raises(OSError, match='load_weights: path .* is no file'): load_weights(mlp(3, 2), path)
+
+def test_a_learning_rate_of_any_kind_of_number():
+    w = torch.ones(3); w.g = torch.ones(3)
+    for opt in (SGD([w], Fraction(1, 2)), AdamW([w], np.float32(.5), betas=[Fraction(1, 2), 0])): opt.step()
+    assert w.dtype == torch.float32 and type(opt.lr) is float
+
+def test_pictures_of_any_dtype():
+    x,targ,logits = torch.randn(4, 6),torch.tensor([0, 1, 2, 0]),torch.eye(3)[[1, 2, 0, 1]]
+    for dtype in (torch.bfloat16, torch.uint8):
+        matplotlib.pyplot.close(plot_wrong(x.to(dtype), targ, logits, shape=(2, 3)))
+    with pytest.raises(TypeError, match='shape is .*-2.*whole numbers of at least 1'):
+        plot_wrong(x, targ, logits, shape=(-2, -3))
+
+def test_numbers_of_numpy():
+    x,y = torch.randn(8, 6),torch.randint(0, 4, (8,))
+    dl = dataloader(x, y, np.int64(4))
+    assert [len(xb) for xb,_ in dl] == [4, 4]
+    for score in (np.array(.5), np.array([.5]), np.float32(.5)):
+        assert evaluate(mlp(6, 4), dl, lambda *_, score=score: score)[1] == .5
