@@ -44,10 +44,11 @@ def stale(entries, found):
     known = {(m.module, m.function, *m.change) for m in found}
     return [f'{k[0]}.{k[1]}: {o}' for k,o in all_named(entries).items() if k not in known]
 
-def baseline(copies, project, found, progress):
+def baseline(copies, project, found, progress, tests=''):
     "Everything must pass without a mutant. Seconds of each notebook and test, and the functions a test reaches."
     books = {m.module: m.notebook for m in found}
-    tasks = [('tests', 'tests', test_files(project, books), None, None)]
+    files = [p for p in test_files(project, books) if not tests or any(o in p for o in tests.split())]
+    tasks = [('tests', 'tests', files, None, None)]
     tasks += [(k, 'notebook', str(v), None) for k,v in books.items()]
     bar, results = progress.add_task('without a fault', total=len(tasks)), {}
     for key, res in copies.run(tasks):
@@ -70,7 +71,7 @@ def plan(found, results):
         return m.cell, m.new, ts, (60 + 4*results[m.module]['seconds'], 60 + 8*sum(map(seconds.get, ts)))
     return {m.item.job_id: job(m, tests(m)) for m in found}
 
-def execute(found, entries, project, folder, session, jobs):
+def execute(found, entries, project, folder, session, jobs, tests=''):
     "Try all mutants whose result the session does not have. Results by job."
     bar = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     shown = Progress(TextColumn('{task.description}'), *bar, console=console, transient=True,
@@ -81,7 +82,7 @@ def execute(found, entries, project, folder, session, jobs):
         db.add_work_items(m.item for k,m in wanted.items() if k not in known)
         pending = [o for o in db.pending_work_items if o.job_id in wanted]
         if pending:
-            results = baseline(copies, project, found, progress)
+            results = baseline(copies, project, found, progress, tests)
             pending.sort(key=lambda o: (results[wanted[o.job_id].module]['seconds'], *o.mutations[0].start_pos))
             tally, task = Counter(), progress.add_task('', total=len(pending))
             def done(job, res):
@@ -125,22 +126,27 @@ def summary(verdicts):
     versions = dict(python=platform.python_version(), **{o: version(o) for o in tested_with})
     return dict(command='make mutants', versions=versions, total=tally([*verdicts.values()]), modules=rows)
 
-def merged(old, new, whole):
-    "The kept scores, those of the modules that were tried as a `whole` renewed."
-    rows = {**old.get('modules', {}), **{k: new['modules'][k] for k in whole}}
-    total = {k: sum(o[k] for o in rows.values()) for k in new['total'] if k != 'score'}
-    total['score'] = total['killed']/(total['mutants'] - total['equivalent'])
-    return dict(new, total=total, modules=dict(sorted(rows.items())))
+def added(rows):
+    "The sum of scores."
+    counts = 'mutants', 'equivalent', 'killed', 'by_notebook', 'by_tests', 'survived'
+    total = {k: sum(o[k] for o in rows) for k in counts}
+    real = total['mutants'] - total['equivalent']
+    return total | dict(score=total['killed']/real if real else 1.)
 
 def keep(path, new, found, every):
-    "Write the scores of the modules that were tried as a whole, beside those that are kept of others still there."
-    n = [Counter(m.module for m in o) for o in (found, every)]
-    whole = [k for k in n[0] if n[0][k] == n[1][k]]
-    if not whole: return
+    "Write the scores of the functions that were tried as a whole, beside those that are kept of others still there."
+    tried,there = (Counter((m.module, m.function) for m in o) for o in (found, every))
+    def rows(o): return {(k, f): v for k,m in o.get('modules', {}).items() for f,v in m['functions'].items()}
     old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-    old['modules'] = {k: v for k,v in old.get('modules', {}).items() if k in n[1]}
+    known = rows(old) | {k: v for k,v in rows(new).items() if tried[k] == there[k]}
+    modules = {}
+    for (k,f),v in sorted(known.items()):
+        if v['mutants'] == there[k,f]: modules.setdefault(k, {})[f] = v
+    if not modules: return
+    scores = {k: dict(added(fs.values()), functions=fs) for k,fs in modules.items()}
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(merged(old, new, whole), indent=1) + '\n', encoding='utf-8')
+    path.write_text(json.dumps(dict(old | new, total=added(scores.values()), modules=scores), indent=1) + '\n',
+                    encoding='utf-8')
 
 def show(kept):
     "Print the table of scores."
@@ -176,6 +182,7 @@ def main(
     jobs:int=2, # Copies of the project that work at the same time
     session:str='', # File that keeps the results of Cosmic Ray, to go on with an interrupted run; none by default
     equivalents:str=str(root/'tools'/'mutants_equivalent.toml'), # The list of those that cannot be killed
+    tests:str='', # Parts of the names of the files of tests to use, as in 'core modules'; fewer may only find less
     out:str=str(root/'results'/'mutants.json'), # Where to keep the scores of whole modules
 ):
     "Mutation score of the backward functions: what noticed each fault, and which were not noticed."
@@ -193,7 +200,7 @@ def main(
             known = dict.fromkeys(f'{f.cell.module}.{f.qualname}' for f in functions('fb_pass'))
             sys.exit(f"no mutant of {', '.join(only)}; there are: {', '.join(known)}")
         print(f'{len(found)} mutants of {len({(m.module, m.function) for m in found})} functions', flush=True)
-        results = execute(found, entries, copied, folder, session or f'{folder}/session.sqlite', jobs)
+        results = execute(found, entries, copied, folder, session or f'{folder}/session.sqlite', jobs, tests)
         os.chdir(root)
     verdicts = judge(found, results, entries)
     kept = summary(verdicts)
