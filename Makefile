@@ -4,15 +4,19 @@ NB ?=
 JOBS ?= 2
 ONLY ?=
 ROUNDS ?= 31
+MODELS ?= 1000
+SEED ?= 0
 SESSION ?=
+MINUTES ?= 10
+LIBS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 PORT ?= 8000
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test test-processors checks hook mutants doctor bench wheel docs docs-serve test-site badges \
-  accuracy readme imports export notebooks exercises images clean distclean
+.PHONY: help run lab test test-processors checks hook mutants differential fuzz doctor doctor-torch bench wheel docs docs-serve \
+  test-site badges accuracy readme imports export notebooks exercises images clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 24
@@ -78,8 +82,18 @@ hook: $(READY)  ## have git call ruff before each commit
 mutants: $(READY)  ## put faults into the backward functions, one at a time: who notices? (or some: make mutants ONLY=backward)
 	@$(BIN)/python tools/mutants.py $(ONLY) --jobs $(JOBS) $(if $(SESSION),--session '$(abspath $(SESSION))')
 
+fuzz: $(READY)  ## feed damaged and malicious files to each reader (10 minutes, or MINUTES=...)
+	@$(BIN)/python tools/fuzz_files.py --minutes $(MINUTES)
+
 doctor: $(READY)  ## try check_layer: false alarms, each fault caught and named, other checks beside it, into results/ (hours; PART=4: one case of four; QUICK=1: minutes)
 	$(BIN)/python tools/doctor_trials.py --jobs $(JOBS) $(if $(PART),--part $(PART)) $(if $(QUICK),--quick)
+
+differential: $(READY)  ## random models, optimizers and schedules against torch (MODELS=5000 for more, SEED=7 for others)
+	$(BIN)/python tools/differential.py --models $(MODELS) --seed $(SEED)
+
+# The libraries need a place of their own: pip install --no-deps --target FOLDER entmax torchdiffeq ..., and then LIBS=FOLDER.
+doctor-torch: $(READY)  ## try check_layer and gradcheck on torch.nn, functions of torch and public libraries, into results/ (an hour; LIBS=folder of the libraries)
+	$(BIN)/python tools/doctor_torch.py --jobs $(JOBS) $(if $(LIBS),--folder '$(abspath $(LIBS))')
 
 bench: $(READY)  ## time of a training step: ours, torch, torch.compile, JAX, numpy, into results/ (all of MNIST; some minutes, on a free machine)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' -c constraints.txt

@@ -24,7 +24,7 @@ setup(
     packages=['fb_pass', 'fb_pass.doctor', 'fb_pass.data'], package_dir={'fb_pass': 'fb_pass', 'fb_pass.data': 'data'},
     package_data={'fb_pass': ['py.typed', 'assets/*'], 'fb_pass.doctor': ['*.css'],
                   'fb_pass.data': ['mnist_sample.npz', 'README.md']},
-    # Where nbdev looks up the names of the package to link them in the documentation.
-    entry_points={'nbdev': ['fb_pass=fb_pass._modidx:d']},
+    # Where nbdev looks up the names of the package to link them in the documentation; the plugin that pytest loads.
+    entry_points={'nbdev': ['fb_pass=fb_pass._modidx:d'], 'pytest11': ['fb_pass=fb_pass.doctor.plugin']},
     zip_safe=False,
 )

@@ -5,9 +5,9 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 
-import torch
 from .asking import Exercise, judge
 from .gaps import codes, has_gap, is_blank, line_of
+from .guarding import kept, run_apart
 from .predicting import predicted
 
 try: import tomllib
@@ -70,13 +70,22 @@ def verdict_of(error, ex, answer):
     kind = 'a function' if inspect.isroutine(answer) else f'of type {type(answer).__name__}'
     return Verdict(ex.name, 'wrong', f'The check could not use your answer, which is {kind} ({what}). {ex.task}')
 
+def judged(ex, answer):
+    "The verdict on an answer, whatever happens when it runs."
+    try: return Verdict(ex.name, 'empty', ex.task) if is_blank(answer) else Verdict(ex.name, 'right', judge(ex, answer))
+    except BaseException as e: # SystemExit as well: it is the answer that raises it
+        try: return verdict_of(e, ex, answer)
+        except Exception: return Verdict(ex.name, 'wrong', f'The check could not use your answer: {type(e).__name__}.')
+
 def check_exercise(
     name: str, # Room and number, as in '05.2'
     answer, # What the exercise asks for: a function, a class, a value, or a tuple of them
+    seconds: float=20, # The time that it may take; an interruption stops it earlier
 ) -> Verdict: # What to look at next, or why it is right
-    "Check the answer to an exercise. It does not raise if that is wrong; KeyError if there is no such exercise."
+    """Check the answer to an exercise. It does not raise if that is wrong; KeyError if there is no such exercise.
+
+    What an answer can change for later code, such as random numbers and the default dtype, is put back."""
     ex = find_exercise(name)
-    if is_blank(answer): return Verdict(name, 'empty', ex.task)
-    with torch.random.fork_rng(devices=[]): # the random numbers of the notebook stay as they are
-        try: return Verdict(name, 'right', judge(ex, answer))
-        except Exception as e: return verdict_of(e, ex, answer)
+    with kept(): found = run_apart(lambda: judged(ex, answer), seconds)
+    stuck = 'It could not be stopped and still runs in the background: restart the kernel, or end Python.'
+    return Verdict(name, 'error', stuck) if found is None else found

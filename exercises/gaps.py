@@ -3,19 +3,24 @@ import dis, linecache, traceback
 from types import CodeType
 
 IDLE = {'RESUME', 'NOP', 'POP_TOP', 'COPY_FREE_VARS', 'MAKE_CELL', 'LOAD_CONST', 'RETURN_VALUE', 'RETURN_CONST'}
+COLLECTIONS = dict, list, tuple, set
+
+def entries(o, around=()):
+    "What is in a collection and in the collections inside; None for an empty one, and itself for one inside itself."
+    if not isinstance(o, COLLECTIONS) or any(o is a for a in around): return [o]
+    inside = o.values() if isinstance(o, dict) else o
+    return [v for e in inside for v in entries(e, (*around, o))] or [None]
 
 def is_blank(o):
     "Whether a value has not been filled in: nothing, an ellipsis, or a collection with such an entry."
-    if isinstance(o, dict): o = list(o.values())
-    if isinstance(o, (list, tuple, set, str)): return not len(o) or not isinstance(o, str) and any(map(is_blank, o))
-    return o is None or o is ...
+    return any(v is None or v is ... or isinstance(v, str) and not v for v in entries(o))
 
 def codes(o):
     "Code objects of a function, of a class and of a collection of them, with what is defined inside."
-    if isinstance(o, dict): o = list(o.values())
+    if isinstance(o, COLLECTIONS): return [c for v in entries(o) if not isinstance(v, COLLECTIONS) for c in codes(v)]
     if isinstance(o, type):
-        o = [getattr(v, '__func__', getattr(v, 'fget', v)) for v in vars(o).values() if not isinstance(v, type)]
-    if isinstance(o, (list, tuple)): return [c for v in o for c in codes(v)]
+        inside = [v for v in vars(o).values() if not isinstance(v, type)]
+        return codes([getattr(v, '__func__', getattr(v, 'fget', v)) for v in inside])
     code = o if isinstance(o, CodeType) else getattr(getattr(o, '__func__', o), '__code__', None)
     return [code, *codes([c for c in code.co_consts if isinstance(c, CodeType)])] if code else []
 

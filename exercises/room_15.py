@@ -8,9 +8,10 @@ from fb_pass.modules import Module
 from fb_pass.training import log_softmax
 from .asking import agree, exercise, rand, rands
 
-def _findings(layer, *inputs):
+def _findings(layer, *inputs, **kw):
     "What `check_layer` says is wrong, in words; empty if nothing is."
-    return str(check_layer(layer, *inputs, raise_exception=False, progress=False)).split('largest entry.')[-1].strip()
+    report = check_layer(layer, *inputs, raise_exception=False, progress=False, **kw)
+    return str(report).split('largest entry.')[-1].strip()
 
 _log_softmax_slips = {
     'The logarithm of the sum is one number for each row, and it depends on x as well.': lambda out, grad: grad,
@@ -92,24 +93,27 @@ def _column_factors(w_grad):
 def column_factors(answer):
     assert isinstance(answer, type) and issubclass(answer, torch.autograd.Function), ('Give the class itself, an '
         '`autograd.Function`.')
-    found = _findings(answer, rand(5, 3), rand(3))
+    x,w = rands((5, 3), (3,)); ctx = type('Saved', (), dict(saved_tensors=(x, w)))
+    found = _findings(answer, x, w)
     assert not found, f'The report says: {found}'
+    assert answer.backward(ctx, x)[1].shape == w.shape, ('The gradient of `w` lacks a sum: autograd adds up what was '
+        'broadcast by itself, but here you do it.')
 
 def _lin_times(factor):
     def sneaky(inp, out, w, b):
         add_grad(inp, out.g@w.t()); add_grad(b, out.g.sum(0)); add_grad(w, inp.t()@out.g*factor(inp))
     return sneaky
 
-@exercise('15.5', 'Write `sneaky(inp, out, w, b)`, a backward of `lin` that `check_layer` calls right for five '
-    'examples, and that is wrong for other batches.', 'A check is valid for one shape only. So check several, a batch '
-    'of one among them: `for n in (1, 2, 5): check_layer(layer, x[:n])`.', wrong=[
+@exercise('15.5', 'Write `sneaky(inp, out, w, b)`, a backward of `lin` that a quick `check_layer` calls right for five '
+    'examples, and that is wrong for other batches.', 'A quick check is valid for one shape only. Without `quick=True` '
+    'another one is tried as well.', wrong=[
     ('right', lin_grad), ('caught', _lin_times(lambda inp: 1/len(inp))),
     ('caught', _lin_times(lambda inp: 1 + inp[0,0])), ('right', _lin_times(lambda inp: 1 + 1e-17))])
 def sneaky(answer):
     w,b = rands((4, 3), (3,))
-    found = _findings((lin, answer), rand(5, 4), w, b)
+    found = _findings((lin, answer), rand(5, 4), w, b, quick=True)
     assert not found, (f'It is caught with five examples already: {found} What is the same in all passes of this '
         'check?')
-    wrong_elsewhere = any(_findings((lin, answer), rand(n, 4), w, b) for n in (1, 2, 3, 6, 8))
+    wrong_elsewhere = any(_findings((lin, answer), rand(n, 4), w, b, quick=True) for n in (1, 2, 3, 6, 8))
     assert wrong_elsewhere, ('This one is right: for 1, 2, 3, 6 and 8 examples nothing is wrong either. The check '
         'changes the numbers, but what does it never change?')

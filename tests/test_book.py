@@ -209,7 +209,7 @@ def test_place_of_a_notebook_in_a_folder():
     "It has no number, and its links are seen from its folder."
     said = place('doctor/report')
     assert said.startswith('Tools.') and f"[{title_of('doctor/adapters')}](adapters.ipynb)" in said
-    assert '](../' in said and '](../badge_colab.svg)' in opening_line('doctor/report')
+    assert '](../' in place('doctor/plugin') and '](../badge_colab.svg)' in opening_line('doctor/report')
     page = next(o for o in pages() if o.stem == 'doctor/report')
     assert (page.name, page.room, page.module, page.label) == ('report', '', 'doctor.report', 'report')
     assert (Page('deeper/05_backward', 'Deeper').number, Page('05_backward', 'Lesson').name) == ('05', 'backward')

@@ -1,14 +1,20 @@
 "The exercises: an empty answer is met politely, a wrong one with its hint, a solution is right; a room loads alone."
-import ast, importlib, inspect, math, re, subprocess, sys
+import ast, builtins, importlib, inspect, io, math, os, random, re, subprocess, sys, threading, warnings
 from pathlib import Path
 
+import exercises
+import fb_pass.checks
 import nbformat
+import numpy as np
 import pytest
 import torch
+from nbclient import NotebookClient
 from book import notebooks as all_notebooks
 from exercises import Verdict, check_exercise, exercises_of, rooms, tomllib, verdict_of
 from exercises.asking import Ask, ask, ask_twice, exercise, judge, same
 from exercises.gaps import codes, has_gap, is_blank
+from fb_pass.backward import relu_rule
+from fb_pass.modules import Lin
 from make_exercises import for_class, is_solution, main, read_exercises, section
 
 root = Path(__file__).resolve().parent.parent
@@ -164,7 +170,8 @@ def test_mistakes_get_their_hints(name):
 def no_sense(*args, **kwargs): return object()
 def stops(*args, **kwargs): raise RuntimeError('a slip')
 nonsense = {'number': 1234567.8, 'string': 'nonsense', 'object': object(), 'class': object, 'function': no_sense,
-            'error': stops, 'tensor': torch.full((2, 3), torch.nan), 'tuple': (1j, 'y', object())}
+            'error': stops, 'tensor': torch.full((2, 3), torch.nan), 'tuple': (1j, 'y', object()), 'in itself': []}
+nonsense['in itself'].append(nonsense['in itself'])
 
 @pytest.mark.parametrize('name', every)
 @pytest.mark.parametrize('kind', nonsense)
@@ -173,6 +180,115 @@ def test_nonsense_is_refused_in_words(name, kind):
     verdict = check_exercise(name, nonsense[kind])
     assert verdict.state in ('wrong', 'error') and verdict.text.strip()
     assert torch.equal(state, torch.get_rng_state())
+
+# Answers that do more than answer: what they change, and how it is seen
+
+def none(*args): return None
+changes = {
+    'grad mode': (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled),
+    'inference mode': (lambda: torch.inference_mode().__enter__(), torch.is_inference_mode_enabled),
+    'default dtype': (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
+    'default device': (lambda: torch.set_default_device('meta'), lambda: torch.empty(0).device),
+    'random numbers': (lambda: torch.manual_seed(3), torch.get_rng_state),
+    'random numbers of Python': (lambda: random.seed(3), random.getstate),
+    'random numbers of numpy': (lambda: np.random.seed(3), np.random.get_state),
+    'determinism': (lambda: torch.use_deterministic_algorithms(True), torch.are_deterministic_algorithms_enabled),
+    'anomaly detection': (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
+    'precision': (lambda: torch.set_float32_matmul_precision('medium'), torch.get_float32_matmul_precision),
+    'printing': (lambda: torch.set_printoptions(precision=1), lambda: torch.tensor(1/3)),
+    'printing of numpy': (lambda: np.set_printoptions(precision=1), lambda: np.array(1/3)),
+    'errors of numpy': (lambda: np.seterr(all='raise'), np.geterr),
+    'warnings': (lambda: warnings.simplefilter('ignore'), lambda: [*warnings.filters]),
+    'environment': (lambda: os.environ.pop('PATH'), lambda: dict(os.environ)),
+    'working directory': (lambda: os.chdir('/'), os.getcwd),
+    'search path': (lambda: sys.path.clear(), lambda: [*sys.path]),
+    'output': (lambda: setattr(sys, 'stdout', io.StringIO()), lambda: sys.stdout),
+    'recursion': (lambda: sys.setrecursionlimit(2000), sys.getrecursionlimit),
+    'a function': (lambda: setattr(fb_pass.checks, 'test_close', none), lambda: fb_pass.checks.test_close),
+    'a function of torch': (lambda: setattr(torch, 'equal', none), lambda: torch.equal),
+    'a function of Python': (lambda: setattr(fb_pass.checks, 'abs', none), lambda: vars(fb_pass.checks).get('abs')),
+    'a built-in function': (lambda: setattr(builtins, 'sorted', none), lambda: builtins.sorted),
+    'a method': (lambda: setattr(Lin, '__call__', none), lambda: Lin.__call__),
+    'a rule': (lambda: setattr(relu_rule, 'backward', none), lambda: relu_rule.backward),
+    'the check': (lambda: setattr(exercises, 'is_blank', none), lambda: exercises.is_blank)}
+
+def wrong_answer(inp, out): inp.g = (0 if getattr(inp, 'g', None) is None else inp.g) + 7*out.g
+def right_answer(inp, out): inp.g = (0 if getattr(inp, 'g', None) is None else inp.g) + out.g*out*(1 - out)
+
+@pytest.mark.parametrize('change, look', changes.values(), ids=changes)
+def test_an_answer_changes_nothing_for_what_comes_later(change, look):
+    before = look()
+    assert not check_exercise('05.1', lambda inp, out: change())
+    assert str(look()) == str(before)
+    assert check_exercise('05.1', right_answer) and not check_exercise('05.1', wrong_answer)
+
+class OwnStop(BaseException): pass
+
+@pytest.mark.parametrize('error', [SystemExit, KeyboardInterrupt, GeneratorExit, OwnStop, RecursionError])
+def test_an_answer_cannot_stop_the_notebook(error):
+    def leaves(inp, out): raise error
+    def deeper(inp, out): return deeper(inp, out)
+    verdict = check_exercise('05.1', deeper if error is RecursionError else leaves)
+    assert verdict.state == 'error' and error.__name__ in verdict.text and 'That was line 1 of' in verdict.text
+
+def test_an_answer_that_cannot_even_be_described():
+    class Error(Exception):
+        def __str__(self): raise ValueError
+    def raises(inp, out): raise Error
+    deep = []
+    for _ in range(100_000): deep = [deep]
+    for answer in (raises, deep): assert 'could not use your answer' in check_exercise('05.1', answer).text
+
+def loop(inp, out):
+    while True: pass
+
+def tough(inp, out):
+    for _ in range(3):
+        try: loop(inp, out)
+        except BaseException: pass
+    loop(inp, out)
+
+@pytest.mark.parametrize('answer', [loop, tough])
+def test_an_endless_loop_is_stopped(answer):
+    "In any thread, with the line where it was, and with what to do if it is none."
+    found = [check_exercise('05.1', answer, seconds=.3)]
+    other = threading.Thread(target=lambda: found.append(check_exercise('05.1', answer, seconds=.3)))
+    other.start(), other.join()
+    for verdict in found:
+        assert verdict.state == 'error' and 'seconds=60' in verdict.text
+        assert 'line 2 of `loop`: `while True: pass`' in verdict.text or answer is tough
+
+def test_what_cannot_be_stopped_is_left_behind():
+    never = threading.Event()
+    verdict = check_exercise('05.1', lambda inp, out: never.wait(), seconds=.1)
+    assert verdict.state == 'error' and 'restart the kernel' in verdict.text
+    never.set()
+
+INTERRUPTED = """
+import threading, _thread
+from exercises import check_exercise
+def loop(inp, out):
+    threading.Timer(.5, _thread.interrupt_main).start()
+    while True: pass
+print(check_exercise('05.1', loop).state)
+"""
+
+def test_an_interruption_stops_the_answer_alone():
+    res = subprocess.run([sys.executable, '-c', INTERRUPTED], capture_output=True, text=True, cwd=root, timeout=60)
+    assert res.stdout == 'error\n', res.stderr
+
+NOTEBOOK = ['from exercises import check_exercise', """
+def leaves(inp, out): exit()
+check_exercise('05.1', leaves)""", """
+def prints(inp, out): print('seen')
+check_exercise('05.1', prints)"""]
+
+def test_in_a_notebook(tmp_path):
+    "There `exit` ends the kernel, and what is printed belongs to the cell."
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in NOTEBOOK])
+    NotebookClient(nb, timeout=60, resources=dict(metadata=dict(path=root))).execute()
+    left,(printed,_) = nb.cells[1].outputs[0],nb.cells[2].outputs
+    assert 'SystemExit' in left.data['text/plain'] and printed.text == 'seen\n'
 
 def test_error_in_an_answer_is_reported_with_its_line():
     found = [check_exercise(k, stops) for k in every]
@@ -276,7 +392,7 @@ def test_room_loads_alone(room):
     assert not others, f'exercises of other rooms are loaded: {sorted(others)}'
     if not any(stem.startswith('doctor/') for stem,o in room_of.items() if o == room):
         ours = {o for o in found if o.startswith('fb_pass')}
-        assert not ours or room == '17', f'the doctor or the viewer is loaded: {sorted(ours)}'
+        assert not ours or room in ('17', '18'), f'the doctor or the viewer is loaded: {sorted(ours)}'
 
 def test_doctor_is_loaded_when_a_wrong_gradient_has_to_be_explained():
     assert 'fb_pass.doctor.diagnosis' not in loaded('05')

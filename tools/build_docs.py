@@ -48,12 +48,15 @@ def with_smalldocs():
     shutil.rmtree(root/'_docs', ignore_errors=True)
     shutil.move(cache/'_docs', root/'_docs')
 
+def rewrite(site, files, mend):
+    "Put `mend(text)` in the place of the text of each of these files."
+    for p in site.glob(files):
+        text = p.read_text(encoding='utf-8')
+        if (mended := mend(text)) != text: p.write_text(mended, encoding='utf-8')
+
 def without_fonts(site):
     "The themes fetch their fonts from a third party at each visit. The reader's own fonts do as well."
-    for p in site.glob('site_libs/**/*.css'):
-        text = p.read_text(encoding='utf-8')
-        mended = re.sub(r'@import url\(https:[^)]*\);?', '', text)
-        if mended != text: p.write_text(mended, encoding='utf-8')
+    rewrite(site, 'site_libs/**/*.css', lambda text: re.sub(r'@import url\(https:[^)]*\);?', '', text))
 
 MATH = re.compile(r'<span class="(math (inline|display))">\\[(\[](.*?)\\[)\]]</span>', re.DOTALL)
 KATEX = re.compile(r'<link[^>]*/katex[^>]*>|<script[^>]*/katex@[^>]*></script>')
@@ -63,10 +66,7 @@ def with_mathml(site):
     def formula(m):
         made = convert(html.unescape(m[3]), display='block' if m[2] == 'display' else 'inline')
         return f'<span class="{m[1]}">{made}</span>'.replace(r'\_', '_')
-    for p in site.glob('**/*.html'):
-        text = p.read_text(encoding='utf-8')
-        mended = KATEX.sub('', MATH.sub(formula, text))
-        if mended != text: p.write_text(mended, encoding='utf-8')
+    rewrite(site, '**/*.html', lambda text: KATEX.sub('', MATH.sub(formula, text)))
 
 @call_parse
 def main():
