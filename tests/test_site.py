@@ -43,8 +43,13 @@ class Visit:
         self.tab.set_default_timeout(15_000)
         self.tab.on('console', lambda m: m.type in ('error', 'warning') and self.wrong.append(f'console: {m.text}'))
         self.tab.on('pageerror', lambda e: self.wrong.append(f'script: {e}'))
-        self.tab.on('requestfailed', lambda r: self.wrong.append(f'request failed: {r.url[:200]}'))
+        self.tab.on('requestfailed', self.failed)
         self.tab.on('response', lambda r: r.status >= 400 and self.wrong.append(f'{r.status}: {r.url}'))
+
+    def failed(self, request):
+        "All pages of the site are answered; a request for one is aborted only when the tab goes on to another page."
+        left = request.url.startswith(BASE) and request.failure == 'net::ERR_ABORTED'
+        if not left: self.wrong.append(f'request failed ({request.failure}): {request.url[:200]}')
 
     def answer(self, route):
         url = urldefrag(route.request.url)[0].partition('?')[0]
