@@ -36,6 +36,7 @@ def _inside(o):
     slots = [vars(cls).get('__slots__', ()) for cls in type(o).__mro__]
     names = [k for ks in slots for k in ([ks] if isinstance(ks, str) else ks)] # a single name may be a plain string
     held = {k: getattr(o, k) for k in names if hasattr(o, k)} | getattr(o, '__dict__', {})
+    for k in ('_parameters', '_buffers', '_modules') if isinstance(o, nn.Module) else (): held |= held.pop(k, {})
     return {f'.{k}': held[k] for k in sorted(held, key=lambda k: isinstance(held[k], (list, tuple, dict)))}
 
 def find_inside(
@@ -200,7 +201,8 @@ def by_forward(
 def _vjp(outs, args, upstream, again=False):
     "Gradient for each of `args` by autograd, None for what has none; `again`: may it be asked for once more?"
     def asked(o): return getattr(o, 'requires_grad', False)
-    pairs,wanted = [(o, u) for o,u in zip(outs, upstream) if asked(o)],[a for a in args if asked(a)]
+    pairs = [(o, u) for o,u in zip(outs, upstream) if asked(o) and u is not None]
+    wanted = [a for a in args if asked(a)]
     if not pairs or not wanted: return (None,)*len(args)
     ends,gs = zip(*pairs)
     grads = iter(torch.autograd.grad(ends, wanted, gs, allow_unused=True, retain_graph=again))
@@ -996,7 +998,9 @@ class LayerAdapter(ObjectAdapter):
         def copied(o): return o*factor if is_floating(o) else copy.deepcopy(o) if isinstance(o, _ARRAYS) else o
         getattr(layer, self.method)(*tree_map(copied, self.given))
 
-    def names(self): return argument_names(getattr(self.layer, self.method), len(self.given))
+    def names(self):
+        in_forward = isinstance(self.layer, nn.Module) and self.method == '__call__'
+        return argument_names(self.layer.forward if in_forward else getattr(self.layer, self.method), len(self.given))
 
     def params(self):
         "The tensors that the object holds, but for those that a call replaces, and gradients."
@@ -1005,6 +1009,7 @@ class LayerAdapter(ObjectAdapter):
         with same_draws(): self.forwards(layer)
         now = find_inside(_ARRAYS, layer)
         stay = [k for k,o in held.items() if now.get(k) is o]
+        if isinstance(layer, nn.Module): stay = [k for k in stay if held[k].requires_grad] # the others are buffers
         paths = {k: o for k,o in self.held.items() if k in stay and not any(is_gradient_name(k, l) for l in stay)}
         return {k.split('.', 1)[-1] if k.startswith('params.') else k: o for k,o in paths.items()}
 
@@ -1067,6 +1072,11 @@ _FORMS = {Module: ModuleAdapter, nn.Module: TorchAdapter, Layer: ClosureAdapter}
 
 def _is_function(o): return isinstance(o, type) and issubclass(o, torch.autograd.Function)
 
+def _has_backward(o):
+    "Is it an nn.Module with a backward of its own? One that takes the `loss` only starts that of autograd."
+    f = getattr(o, 'backward', None)
+    return isinstance(o, nn.Module) and callable(f) and 'loss' not in _signature(f).parameters
+
 class _Shared:
     "A callable of torch's own that cannot be copied, as a compiled function: a copy of this has the same one."
     def __init__(self, f): self.f = f
@@ -1091,6 +1101,8 @@ def _adapter(layer, inputs, dtype, wrt):
     if isinstance(layer, torch.autograd.Function):
         raise TypeError(f'check_layer: {_called(layer)}() is an instance of an autograd.Function, expected the class: '
                         f'give {_called(layer)}, without brackets')
+    if _has_backward(layer):
+        return LayerAdapter(layer, inputs, dtype, wrt=wrt)
     for kind,adapter in _FORMS.items():
         if isinstance(layer, kind): return adapter(layer, inputs, dtype, wrt=wrt)
     if isinstance(layer, type): return None

@@ -136,7 +136,7 @@ class _Pass:
         ts = s.leaves({k: t.clone() for k,t in s.tensors.items()})
         if frozen: ts[frozen].requires_grad_(False)
         layer,given = s.fresh(ts),[u if u is None else u.to(s.dtype, copy=True) for u in self.upstream]
-        if layout: given = [u if u is None else layout(u) for u in given]
+        if layout: given = layout(given)
         before = [u if u is None else u.clone() for u in given]
         passed = [] if s.starts else given
         earlier = {} if alone else _call_another(s, layer, ts, passed)
@@ -167,6 +167,7 @@ class Row:
         self.autograd = self.difference = self.adjoint = None
         self.zero,self.scale,self.why = False,1.,'' # is the right gradient zero? why was nothing tested, if so?
         self.kinks,self.crossed,self.beside = 0,False,False # entries at a kink; was one in the way, and avoided?
+        self.tied = '' # equal entries that do not share a gradient as they should
         self.remark = '' # what else should be known
 
     @property
@@ -263,13 +264,29 @@ class _Comparison:
         else:
             err[differs] = 0
             self.row.kinks = len(differs)
-        self.row.autograd = _worst(err, self.budget, self.row.scale)
+        allowed = torch.full_like(err, self.budget)
+        self.row.autograd = self.worst(err, allowed, differs if self.row.kinks else differs[:0])
+
+    def worst(self, err, allowed, kinks):
+        """The worst of the errors and of those along the entries `kinks` that are equal, twenty values at most.
+
+        The output of a maximum is smooth along them: they have to share its gradient."""
+        err,allowed,t,got = err.flatten(),allowed.flatten(),self.t.flatten(),self.got.flatten()
+        for value in t[kinks].unique()[:20]:
+            tied = kinks[t[kinks] == value]
+            v = torch.zeros_like(t).index_fill(0, tied, 1)
+            if len(tied) == 1 or (sl := self.slope(v.view(self.t.shape))).kink: continue
+            off,limit = (got[tied].sum() - sl.value).abs(),allowed.new_tensor(sl.error + len(tied)*self.budget)
+            if off > limit: self.row.tied = f'{len(tied)} entries that are {value:g}'
+            err,allowed = torch.cat([err, off[None]]),torch.cat([allowed, limit[None]])
+        return _worst(err, allowed, self.row.scale)
 
     def with_differences(self, directions):
         "Every entry with its own difference quotient, or along random directions."
         if o := self.slopes:
-            self.row.kinks = int(o.kink.sum())
-            self.row.difference = _worst(_outside(self.got, o.low, o.high), o.error + self.budget, self.row.scale)
+            kinks = o.kink.flatten().nonzero()[:,0]
+            self.row.kinks = len(kinks)
+            self.row.difference = self.worst(_outside(self.got, o.low, o.high), o.error + self.budget, kinks)
             return
         vs = [_random(self.t, self.g) for _ in range(directions)]
         found = [self.slope(v) for v in vs]
@@ -496,6 +513,9 @@ def _facts(exam, row, want):
                 return found('dtype', text)
     if wrong and row.zero and not p.is_flat(name, got):
         return found('unknown', 'is not known: a part of the forward is computed in fewer digits than differences need')
+    if wrong and row.tied:
+        text = f'is off for {row.tied} and meet in a maximum, a minimum or a sort: they have to share one gradient'
+        return found('ties', text)
     if wrong and row.zero: return found('unknown', 'should be zero: the output does not change with it for this input')
     auto = p.want[name]
     believed = auto is None or want is auto # else it has been rejected
@@ -785,6 +805,10 @@ _LAYOUTS = {
     'transposed': lambda u: u.mT.contiguous().mT if u.ndim > 1 else u,
     'expanded': lambda u: u.flatten()[:1].view((1,)*u.ndim).expand(u.shape) if u.numel() else u}
 
+def _each(f): return lambda us: [u if u is None else f(u) for u in us]
+
+def _unused(i, instead): return lambda us: [instead(u) if j == i else u for j,u in enumerate(us)]
+
 def _habits(exam):
     "What is wrong with the backward pass if it is called in another way, each in a sentence."
     p,s = exam.first,exam.s
@@ -792,7 +816,8 @@ def _habits(exam):
     def compared(when, grads, base, but=None):
         for k,g in base.items():
             if k == but or _misfit(g, s.tensors[k]): continue
-            off = math.inf if _misfit(grads.get(k), s.tensors[k]) else _largest(grads[k] - g)
+            got = torch.zeros_like(g) if grads.get(k) is None else grads[k] # as autograd takes None
+            off = math.inf if _misfit(got, s.tensors[k]) else _largest(got - g)
             if off > unit_roundoff(s.dtype)**.5*_largest(g) and off > 2*exam.budgets[k]: # which is measured only then
                 yield f'{k}.g is another {when}'
     def tried(when, base, but=None, **how):
@@ -801,8 +826,8 @@ def _habits(exam):
     base = p.by_hand(alone=True).grads
     for name,layout in _LAYOUTS.items():
         if name != 'expanded': compare_with = base
-        else: compare_with = p.by_hand(alone=True, layout=lambda u: layout(u).contiguous()).grads
-        yield from tried(f'if the upstream gradient is {name} in memory', compare_with, layout=layout)
+        else: compare_with = p.by_hand(alone=True, layout=_each(lambda u: layout(u).contiguous())).grads
+        yield from tried(f'if the upstream gradient is {name} in memory', compare_with, layout=_each(layout))
     if isinstance(s, (CallableAdapter, FunctionAdapter)):
         with suppress(Exception): # a second run need not be possible
             both = p.by_hand(alone=True, twice=True)
@@ -811,6 +836,9 @@ def _habits(exam):
     if isinstance(s, FunctionAdapter):
         for k in s.undeclared: yield f'its forward writes to {k}: say so by ctx.mark_dirty({k}), or write to a copy'
         for k in s.inputs if len(s.inputs) > 1 else (): yield from tried(f'if {k} needs no gradient', base, k, frozen=k)
+        for i in range(len(p.outs)) if len(p.outs) > 1 else ():
+            compare_with = p.by_hand(alone=True, layout=_unused(i, torch.zeros_like)).grads
+            yield from tried(f'if nobody uses output {i}', compare_with, layout=_unused(i, lambda u: None))
 
 def _second_order(exam):
     "What is wrong with the derivatives of the gradients, along one direction in all inputs, each in a sentence."

@@ -3,6 +3,7 @@ import numpy as np, pytest, torch
 from fb_pass.doctor import check_layer
 from fb_pass.doctor.adapters import is_gradient_name
 from fb_pass.gradients import add_grad
+from torch import nn
 
 def R(*shape): return np.random.default_rng(sum(shape)).standard_normal(shape)
 def T(*shape): return torch.from_numpy(R(*shape)).float()
@@ -350,3 +351,39 @@ def test_integers_stay_integers_where_the_layer_holds_numbers():
     for layer,inputs in (Embedding(2), [idx]), (RowLoss(2).loss, [idx, targ]):
         report = check_layer(layer, *inputs, raise_exception=False)
         assert [(o.name, o.verdict) for o in report.rows] == [('W', 'wrong')]
+
+class OwnBackward(nn.Module):
+    "An nn.Module whose backward is its own, with a buffer and a frozen parameter."
+    def __init__(self):
+        super().__init__()
+        self.lin,self.scale = nn.Linear(3, 2),nn.Parameter(torch.ones(2), requires_grad=False)
+        self.register_buffer('shift', torch.ones(2))
+    def forward(self, x):
+        self.x = x
+        return self.lin(x)*self.scale + self.shift
+    def backward(self, g):
+        with torch.no_grad():
+            self.lin.weight.grad,self.lin.bias.grad = F*g.t()@self.x,g.sum(0)
+            return g@self.lin.weight
+
+class OwnSlots(OwnBackward):
+    "It leaves its gradients in the module beside the parameters."
+    def backward(self, g):
+        self.lin.dweight,self.lin.dbias = F*g.t()@self.x,g.sum(0)
+        return g@self.lin.weight
+
+class StartsAutograd(OwnBackward):
+    "Its backward is none: it starts that of autograd, as trainers have it."
+    def backward(self, loss): loss.backward()
+
+@pytest.mark.parametrize('cls', [OwnBackward, OwnSlots])
+def test_an_nn_module_with_a_backward_of_its_own(cls, monkeypatch):
+    report = check_layer(cls(), T(4, 3))
+    assert [(o.name, o.verdict) for o in report.rows] == [(k, 'right') for k in ('x', 'lin.weight', 'lin.bias')]
+    monkeypatch.setitem(globals(), 'F', 2.)
+    report = check_layer(cls(), T(4, 3), raise_exception=False)
+    assert [(o.name, o.verdict) for o in report.rows if not o.ok] == [('lin.weight', 'wrong')]
+    assert 'multiplied by 2' in str(report)
+
+def test_an_nn_module_whose_backward_takes_the_loss():
+    assert "autograd's own backward pass was checked" in str(check_layer(StartsAutograd(), T(4, 3)))

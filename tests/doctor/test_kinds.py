@@ -668,3 +668,50 @@ def test_symmetric_is_said_of_square_matrices():
     def solves(factor): return lambda g, a, b: (-factor*(s := torch.linalg.solve(a, g))@torch.linalg.solve(a, b).T, s)
     passes((torch.linalg.solve, solves(1)), a, rand(4, 3).double(), like='symmetric')
     fails((torch.linalg.solve, solves(2)), a, rand(4, 3).double(), like='symmetric', words='multiplied by 2')
+
+
+# Ties, and outputs that nobody uses
+
+def largest(ctx, x):
+    ctx.save_for_backward(x, m := x.amax(1, keepdim=True))
+    return m
+
+def shared(ctx, g):
+    at = ctx.saved_tensors[0] == ctx.saved_tensors[1]
+    return g*at/at.sum(1, keepdim=True)
+
+def first_of_them(ctx, g): return g*torch.zeros_like(x := ctx.saved_tensors[0]).scatter_(1, x.argmax(1, True), 1.)
+def each_in_full(ctx, g): return g*(ctx.saved_tensors[0] == ctx.saved_tensors[1])
+
+@pytest.mark.parametrize('times', [(1, 1), (20, 9)])
+def test_entries_that_tie_share_a_gradient(times):
+    x = torch.tensor([[1., 1, 0], [2, 1, 2]]).repeat(times)
+    for backward in shared, first_of_them: passes(function(largest, backward), x)
+    fails(function(largest, each_in_full), x, words='they have to share one gradient')
+
+def test_a_tie_in_numpy():
+    x = np.array([[1., 1, 0], [2, 1, 2]])
+    def at(x): return x == x.max(1, keepdims=True)
+    passes((lambda x: x.max(1), lambda g, x: g[:,None]*at(x)/at(x).sum(1, keepdims=True)), x)
+    fails((lambda x: x.max(1), lambda g, x: g[:,None]*at(x)), x, words='they have to share one gradient')
+
+def product_and_sum(ctx, x, y):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, y)
+    return x*y, x + y
+
+def unguarded(ctx, a, b): return (a*ctx.saved_tensors[1] + b, a*ctx.saved_tensors[0] + b)
+
+def guarded(ctx, a, b):
+    a,b = (0 if o is None else o for o in (a, b))
+    return unguarded(ctx, a, b)
+
+def half_guarded(ctx, a, b):
+    if a is None: return None, None # and what comes through the sum is lost
+    return guarded(ctx, a, b)
+
+def test_an_output_that_nobody_uses():
+    inputs = rand(3),rand(3, seed=1)
+    passes(function(product_and_sum, guarded), *inputs)
+    fails(function(product_and_sum, unguarded), *inputs, words='stops if nobody uses output 0')
+    fails(function(product_and_sum, half_guarded), *inputs, words='x.g is another if nobody uses output 0')
