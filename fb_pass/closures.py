@@ -160,7 +160,7 @@ class Learner:
             progress: bool=True): # Show a progress bar?
         "Take a step on each batch, in a new order in each epoch; returns each epoch's mean loss over the examples."
         x,y = (o.shape if isinstance(o, np.ndarray) else () for o in (X, Y))
-        if not (0,) < x[:1] == y[:1] or not isinstance(epochs, Integral) or not isinstance(bs, Integral) or bs < 1:
+        if not (0,) < x[:1] == y[:1] or not all(isinstance(n, Integral) and n >= 0 for n in (epochs, bs)) or not bs:
             raise ValueError(f'fit: X {x}, Y {y}, bs={bs} and epochs={epochs}, expected as many rows, whole numbers')
         rng,losses,form = np.random.default_rng(rng),[],'{l_bar}{bar:30}| epoch {n} of {total}{postfix}'
         for _ in (bar := tqdm(range(epochs), file=sys.stdout, disable=not progress, bar_format=form)):

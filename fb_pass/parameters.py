@@ -59,17 +59,22 @@ class found:
 
 # %% ../nbs/tools/parameters.ipynb #d51d02b8
 _numbers = count(1) # of calls and of backward passes
+_not_held = {'args', 'out', 'params', '_called'} # attributes that a call sets, and what may be found through the others
 # in the local `backward_pass`: `.gone`, what the one that is on has gone through, and `.first`
+
+def _slots(o): return {k: getattr(o, k) for k in copyreg._slotnames(type(o)) if hasattr(o, k)}
 
 class Parts:
     "An object that keeps parameters, and others of its kind, in its attributes."
     args = out = None # inputs and output of the last call
-    _results = frozenset() # names of what calls have left in other attributes
+    _results = _left = frozenset() # names of what calls, and the last forward, have left in other attributes
     _call,_called = 0,() # number of the last call, and those of the parts that it called
+
+    def _attributes(self): return vars(self) | _slots(self)
 
     def _held(self):
         "Tensors and objects of this kind by name, such as 'w' or 'layers.0': in attributes, or given as children."
-        held = _by_name(_walk((k, o) for k,o in vars(self).items() if k not in ('args', 'out', 'params', '_called')))
+        held = _by_name(_walk((k, o) for k,o in self._attributes().items() if k not in _not_held))
         if type(self).children is not Parts.children:
             known = {id(o) for o in held.values()}
             held |= {f'children.{i}': o for i,o in enumerate(self.children) if id(o) not in known}
@@ -79,7 +84,7 @@ class Parts:
 
     def _tensors(self):
         "All tensors in attributes by name, inputs such as args.0, output and results too."
-        return _by_name([(k, t) for k,t in _walk(vars(self).items()) if isinstance(t, torch.Tensor)])
+        return _by_name([(k, t) for k,t in _walk(self._attributes().items()) if isinstance(t, torch.Tensor)])
 
     def _without(self, skip, tensors): # by the whole name, as in tape.0, or by that of the attribute
         return {k: t for k,t in tensors.items() if not {k, k.partition('.')[0]} & skip}
@@ -91,8 +96,8 @@ class Parts:
         try: return f(*args)
         finally:
             after = self._held()
-            new = {k for k,o in after.items() if o is not before.get(k)} - self._results
-            if new: self._results = self._results | new
+            self._left = frozenset(k for k,o in after.items() if o is not before.get(k))
+            if self._left - self._results: self._results |= self._left
             self._called = {k: o._call for k,o in after.items() if isinstance(o, Parts) and o._call != calls.get(k)}
 
     def _keep(self, args, out):
@@ -115,8 +120,16 @@ class Parts:
                 raise RuntimeError(f'{self!r}: {k} was called again, and remembers only its last call: run the forward '
                                    'pass again; in two places of a model, there must be two layers')
 
+    def _check_made(self, old, kept):
+        "RuntimeError if a tensor that an earlier call has made, with its gradient in `old`, has got another."
+        for k,g in old.items():
+            now = getattr(kept.get(k), 'g', None)
+            if now is None or now is g or any(kept[k] is p for p in self.params): continue
+            raise RuntimeError(f'{self!r}: {k} has a gradient, but was made by a call, and so it counts as a result '
+                               'that is neither trained nor saved: make it in __init__')
+
     def __getstate__(self): # of a copy: what has changed since its call is no call to go back to
-        state,slots = vars(self),{k: getattr(self, k) for k in copyreg._slotnames(type(self)) if hasattr(self, k)}
+        state,slots = vars(self),_slots(self)
         try: self._check(self._tensors())
         except RuntimeError: state = state | dict(args=None, out=None)
         return (state, slots) if slots else state
@@ -138,8 +151,11 @@ class Parts:
                 raise RuntimeError(f'{self!r}: this layer object has two places in the model, but remembers only its '
                                    'last call: make a second layer that is given the same tensors')
             backward_pass.gone[id(self)] = self.args
-            called = self._called
+            called,left = self._called,self._left
+            old = {k: getattr(kept.get(k), 'g', None) for k in self._results - left}
             self._noting(f, self.out, *self.args)
+            now,self._left = self._left,left
+            self._check_made({k: g for k,g in old.items() if k not in now}, kept)
             if called: self._called = called | self._called
             note_versions(self, kept)
         finally:
@@ -163,8 +179,8 @@ class Parts:
         "ValueError if the optimizer holds a tensor that is no parameter of this."
         mine = {id(p) for p in self.params}
         if any(id(p) not in mine for p in opt.params):
-            raise ValueError('the optimizer holds a tensor that is no parameter of this model: '
-                             'make it from model.params')
+            raise ValueError('the optimizer holds a tensor that is no parameter of this model: make it from '
+                             'model.params; and what a call does to a parameter has to be in place, as in w.clamp_(0)')
 
     @recursive_repr(())
     def named_params(self):

@@ -360,8 +360,8 @@ def train_step(
     where: str='training', # Where in the run we are, for the message
 ) -> float: # Loss before the step
     "Forward, backward, step. Raises FloatingPointError, with the parameters as they were, if something is not finite."
-    model._check_owner(opt)
     loss = _loss(model, *_no_graph((xb, yb)))
+    model._check_owner(opt)
     if math.isfinite(loss):
         model.backward()
         if not _broken(p.g for p in opt.params):

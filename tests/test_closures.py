@@ -229,6 +229,7 @@ refused = {
     'no examples': (lambda: learner().fit(X[:0], X[:0,:2], 1, 2), ValueError, 'X (0, 3)'),
     'no batch size': (lambda: learner().fit(X, X[:,:2], 1, 0), ValueError, 'bs=0'),
     'a negative batch size': (lambda: learner().fit(X, X[:,:2], 1, -2), ValueError, 'bs=-2'),
+    'a negative number of epochs': (lambda: learner().fit(X, X[:,:2], -3, 2), ValueError, 'epochs=-3'),
 }
 
 @pytest.mark.parametrize('f, kind, words', refused.values(), ids=refused)

@@ -255,6 +255,49 @@ def test_results_beside_parameters_are_no_parameters(tmp_path):
     save_weights(layer, tmp_path/'w')
     load_weights(Adds(list=[rand(2)], dict=dict(w=rand(2, seed=1)), deep=dict(t=[[]])), tmp_path/'w')
 
+class Lazy(Module):
+    "Makes its weight at the first call, and a result and a constant besides."
+    def forward(self, x):
+        if not hasattr(self, 'table'): self.table = torch.arange(1, x.shape[1] + 1).to(x)
+        if not hasattr(self, 'w'): self.w = rand(x.shape[1], 4)
+        self.h = x*self.table
+        return self.h@self.w
+    def bwd(self, out, x):
+        self.w.g,self.h.g = self.h.t()@out.g,out.g@self.w.t()
+        x.g = self.h.g*self.table
+
+def test_a_parameter_that_a_call_makes_is_refused():
+    "At the second backward pass, when it is seen that the forward has left it as it was."
+    net,x,y = Model.from_layers([Lazy(), Lin(rand(4, 3), rand(3))], CrossEntropy()),*batch()
+    opt = SGD(net.params, .1)
+    train_step(net, opt, x, y)
+    with pytest.raises(RuntimeError, match=r'Lazy\(\): w has a gradient, but was made by a call'):
+        train_step(net, opt, x, y)
+
+def test_results_with_gradients_and_constants_are_not_refused():
+    net,x,y = Model.from_layers([Lazy(), Lin(rand(4, 3), rand(3))], CrossEntropy()),*batch()
+    net.layers[0].w = rand(x.shape[1], 4)
+    assert [k for k,_ in net.named_params()] == ['layers.0.w', 'layers.1.w', 'layers.1.b']
+    for _ in range(4): train_step(net, SGD(net.params, .1), x, y)
+    layer = Lazy()
+    layer.w = rand(x.shape[1], 4) # by itself, its gradients are not cleared
+    for _ in range(3): layer(x).g = rand(len(x), 4); layer.backward()
+    layer = Lazy()
+    layer(x)
+    layer.params = [layer.w] # who names it may make it when he likes
+    for _ in range(3): layer(x).g = rand(len(x), 4); layer.backward()
+
+def test_a_parameter_that_a_call_replaces_is_lost_for_the_optimizer():
+    class Clamped(Lazy):
+        def __init__(self, w): self.w = w
+        def forward(self, x):
+            self.w = self.w.clamp(-1, 1)
+            return super().forward(x)
+    x,y = batch()
+    net = Model.from_layers([Clamped(rand(x.shape[1], 4))], CrossEntropy())
+    with pytest.raises(ValueError, match='no parameter of this model.*has to be in place'):
+        train_step(net, SGD(net.params, .1), x, y)
+
 # What was changed between forward and backward, or is in two places
 
 class Masked(Module):
@@ -577,6 +620,21 @@ def test_a_copy_of_a_layer_with_slots():
     layer = Slots(None); layer.w = rand(3); layer.v = rand(3)
     other = copy.deepcopy(layer)
     assert torch.equal(other.w, layer.w) and torch.equal(other.v, layer.v) and other.w is not layer.w
+
+def test_a_parameter_in_a_slot(tmp_path):
+    class Slots(Scale): __slots__ = 'w',
+    layer = Slots(lambda: layer.w)
+    layer.w = w = rand(5)
+    net,x,y = Model.from_layers([layer, Lin(rand(5, 3), rand(3))], CrossEntropy()),*batch()
+    before,opt = w.clone(),SGD(net.params, .1)
+    assert [k for k,_ in net.named_params()] == ['layers.0.w', 'layers.1.w', 'layers.1.b']
+    train_step(net, opt, x, y)
+    assert not torch.equal(net.layers[0].w, before) and net.layers[0].w is w
+    save_weights(net, tmp_path/'w')
+    trained = w.clone()
+    w.zero_()
+    load_weights(net, tmp_path/'w')
+    assert torch.equal(w, trained)
 
 def test_layers_called_behind_the_back_of_the_model():
     net,x,y = masked()
