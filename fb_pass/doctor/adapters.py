@@ -149,14 +149,16 @@ def _fits(o, g):
 # %% ../../nbs/doctor/adapters.ipynb #cb55fbfb
 class _Ctx:
     "A stand-in for the context of an autograd.Function whose forward is run as plain code: its methods do nothing."
-    def __init__(self, count): self.needs_input_grad = (True,)*count
+    def __init__(self, needs): self.needs_input_grad = needs
     def __getattr__(self, name): return lambda *args, **kwargs: None
 
 def _own_context(cls): return cls.setup_context is not torch.autograd.Function.setup_context
 
-def _plainly(cls, forward, args):
-    "The forward of an autograd.Function as plain code, so that autograd goes through it and not through its backward."
-    return tuple(tree_flatten(forward(*args) if _own_context(cls) else forward(_Ctx(len(args)), *args))[0])
+def _plainly(cls, forward, args, needs):
+    """The forward of an autograd.Function as plain code, so that autograd goes through it and not through its backward.
+
+    `needs`: which of `args` need a gradient, as a tuple of True and False."""
+    return tuple(tree_flatten(forward(*args) if _own_context(cls) else forward(_Ctx(needs), *args))[0])
 
 # %% ../../nbs/doctor/adapters.ipynb #86add4bc
 def functions_behind(
@@ -192,7 +194,9 @@ def by_forward(
         calls.append((cls, ctx.called_with))
         return original(ctx, *args)
     def backward(ctx, *grads):
-        def again(): return _plainly(cls, forward, tree_map_only(torch.Tensor, torch.clone, ctx.called_with))
+        def again():
+            args = tree_map_only(torch.Tensor, torch.clone, ctx.called_with)
+            return _plainly(cls, forward, args, ctx.needs_input_grad)
         with torch.enable_grad(), same_draws(ctx.draws): return _exact_vjp(again, ctx.called_with, grads)
     stand_ins = {name: staticmethod(noted), _backward_name(cls): staticmethod(backward)}
     with replaced.multiple(cls, **stand_ins): yield
@@ -524,6 +528,8 @@ def _places(tensors, o):
             else: yield from walk(v)
     return [*walk(o)]
 
+def _holds(f): return f.__closure__ or f.__defaults__ or f.__kwdefaults__ # if not, a function can hold no tensors
+
 class ObjectAdapter(Adapter):
     "A layer that is an object with parameters."
     work = None # a copy that is called again and again, and the places of its tensors; False where that is not possible
@@ -561,7 +567,7 @@ class ObjectAdapter(Adapter):
             memo = {id(o): self.ours(o, ts) for o in self.held.values()}
             new = {self.name_of[i]: o for i,o in memo.items() if i in self.name_of}
             layer = _copied(self.layer, memo)
-            places,functions = _places(new, layer),find_inside(FunctionType, layer)
+            places,functions = _places(new, layer),[f for f in find_inside(FunctionType, layer).values() if _holds(f)]
             found = {k for k,_,_ in places} == {*new} and not any(isinstance(o, tuple) for _,o,_ in places)
             def again(): # with other numbers, since a state that has come to rest stays so for the same
                 for k,holder,key in places: holder[key] = moved[k]
@@ -845,7 +851,9 @@ class FunctionAdapter(AutogradAdapter):
     def leaves_of(self, name, o): return [(name, o)] # autograd does not look into containers
     def applied(self, layer, ts): return self.taken(layer.apply(*self.args(ts)))
     def plain(self, ts):
-        with _same_draws(self): return self.judged(self.taken(_plainly(self.layer, self.layer.forward, self.args(ts))))
+        needs = tuple(id(o) in self.name_of for o in self.given)
+        with _same_draws(self):
+            return self.judged(self.taken(_plainly(self.layer, self.layer.forward, self.args(ts), needs)))
 
     def run(self, layer, ts):
         ins = self.cloned(ts)
@@ -876,7 +884,8 @@ class TorchAdapter(AutogradAdapter, ObjectAdapter):
     def run(self, layer, ts):
         outs = self.judged(self.applied(layer, self.cloned(ts)))
         def back(upstream):
-            try: grads = _vjp(outs, [*ts.values()], upstream)
+            for t in ts.values(): t.grad = None # where a backward inside may leave gradients itself
+            try: grads = [t.grad if g is None else g for g,t in zip(_vjp(outs, [*ts.values()], upstream), ts.values())]
             except RuntimeError as e: # some modules run by `.backward()` only
                 if '.grad()' not in str(e) and '.backward()' not in str(e): raise
                 for t in ts.values(): t.grad = None
@@ -1075,7 +1084,7 @@ def _is_function(o): return isinstance(o, type) and issubclass(o, torch.autograd
 def _has_backward(o):
     "Is it an nn.Module with a backward of its own? One that takes the `loss` only starts that of autograd."
     f = getattr(o, 'backward', None)
-    return isinstance(o, nn.Module) and callable(f) and 'loss' not in _signature(f).parameters
+    return isinstance(o, nn.Module) and callable(f) and len(asked := _required(f)) < 2 and 'loss' not in asked
 
 class _Shared:
     "A callable of torch's own that cannot be copied, as a compiled function: a copy of this has the same one."

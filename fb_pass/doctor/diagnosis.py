@@ -208,7 +208,8 @@ def _sizes(c):
             if not any('axis' in o for o in found.get(n, [])) and (a > 0 or n != batch): add(n, f'axis {a} of `{k}`')
     for k,t in ts.items():
         if t.ndim > 1: add(t.numel(), f'the number of entries of `{k}`', 1)
-        if t.ndim > 2: add(t.numel()//t.shape[1], f'the number of entries of `{k}` for each place on axis 1', 1)
+        if t.ndim > 2 and t.numel():
+            add(t.numel()//t.shape[1], f'the number of entries of `{k}` for each place on axis 1', 1)
     return {n: ' or '.join(names) for n,names in found.items()}
 
 def _constants_of(c):

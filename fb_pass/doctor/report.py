@@ -732,7 +732,12 @@ def _all_ok(rows): return all(o.ok for o in rows)
 
 def _settled(exam, report, bar):
     "The rows; where something is wrong, once more with what the forward suggests: float32 inside, a state that moves."
-    s,rows = exam.s,_rows(exam, bar)
+    s = exam.s
+    if exam.glance is None and not s.inner and (inner := _inner(s)): # then entry by entry would take long
+        s.inner,other = inner,_Exam(s, exam.how, exam.like).run()
+        if other.glance is None: s.inner = None
+        else: exam,report.inner = other,inner
+    rows = _rows(exam, bar)
     if not _all_ok(rows) and isinstance(s, ObjectAdapter) and exam.first.moves():
         settled,bar.total = s.settle(),bar.total + len(rows)
         other = _Exam(s, exam.how, exam.like, alone=not settled).run()
