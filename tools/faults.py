@@ -125,6 +125,8 @@ def rms_backward(g, x, gain):
     s = rms(x)
     return dict(x={'direct': g*gain/s, 'rms': -x*(g*gain*x).mean(-1, keepdim=True)/s**3}, gain=dict(x=Sum(g*x/s, (0,))))
 
+def largest(x, *_): return torch.arange(x.shape[1]) == x.argmax(1, keepdim=True) # the first, where some are equal
+
 def softmax_backward(g, x):
     p = softmax(x)
     return dict(x={'direct': p*g, 'sum': -p*(p*g).sum(-1, keepdim=True)})
@@ -228,7 +230,7 @@ layers = {o.name: o for o in [
     Layer('conv1d', lambda d: dict(x=d('n', 'c', 'l') if d.square else torch.cat([d('n', 'c', 'l'), d('n', 'c', 2)], 2),
                                    w=d('o', 'c', 3), b=d('o')), conv, conv_backward, ('w', 'b')),
     Layer('max', lambda d: dict(x=d('n', 'm')), lambda x: x.amax(1),
-          lambda g, x, mask=lambda x, *_: x == x.amax(1, True): of(torch.where(mask(x, g), g[:,None], 0.)),
+          lambda g, x, mask=largest: of(torch.where(mask(x, g), g[:,None], 0.)),
           masks={'mask missing': everywhere, 'mask inverted': lambda x, *_: x < x.amax(1, True)}, low=2),
     Layer('mean', lambda d: dict(x=d('n', 'm')), lambda x: x.mean(1),
           lambda g, x: of((g[:,None]/x.shape[1]).expand_as(x))),

@@ -933,6 +933,8 @@ class CallableAdapter(Adapter):
         ts = leaves(self.tensors)
         value,second = self.result(self.fresh(ts), ts)
         self.starts,outs = not callable(second),self.taken(value)
+        scalars = self.starts and all(o.requires_grad and not o.ndim for o in self.taken(second))
+        if scalars and all(t.ndim for t in ts.values()): raise _Alone # two losses
         if self.starts and any(o.requires_grad and o.numel() > 1 for o in outs):
             if not {o.shape for o in self.taken(second)} <= {t.shape for t in ts.values()}: raise _Alone # two outputs
             raise TypeError(f'check_layer: {self} returned two values, so the second is taken for its gradients, and '

@@ -120,7 +120,7 @@ class _Pass:
             rounded = ({k: t*(1 + size*signs(t)) for k,t in self.ts.items()} for _ in range(4))
             moved = [abs(self.loss(ts).item() - here) for ts in rounded]
             if any(moved): break
-        return 3*max([2*u*terms, self.rtol*terms, *filter(math.isfinite, moved)])
+        return 3*max([2*u*terms, *filter(math.isfinite, moved)])
 
     def by_autograd(self, ts, side=0):
         "The gradients by autograd through the forward pass, None for each that it does not find."
@@ -272,12 +272,13 @@ class _Comparison:
 
         The output of a maximum is smooth along them: they have to share its gradient."""
         err,allowed,t,got = err.flatten(),allowed.flatten(),self.t.flatten(),self.got.flatten()
+        fits = bool((err <= allowed).all())
         for value in t[kinks].unique()[:20]:
             tied = kinks[t[kinks] == value]
             v = torch.zeros_like(t).index_fill(0, tied, 1)
             if len(tied) == 1 or (sl := self.slope(v.view(self.t.shape))).kink: continue
             off,limit = (got[tied].sum() - sl.value).abs(),allowed.new_tensor(sl.error + len(tied)*self.budget)
-            if off > limit: self.row.tied = f'{len(tied)} entries that are {value:g}'
+            if off > limit and fits: self.row.tied = f'{len(tied)} entries that are {value:g}'
             err,allowed = torch.cat([err, off[None]]),torch.cat([allowed, limit[None]])
         return _worst(err, allowed, self.row.scale)
 
@@ -393,10 +394,10 @@ class _Exam:
 
     @cached_property
     def blind(self):
-        "Names of those whose gradients it does not have, if they are too many to be compared entry by entry."
+        "Names of those whose gradients it does not have, if they are too many, or too slow, to compare each entry."
         ts,grads = self.s.tensors,(self.hand.grads, self.again.grads)
         found = [k for k in ts if k not in self.known and not any(_misfit(o.get(k), ts[k]) for o in grads)]
-        return found if sum(ts[k].numel() for k in found) > _COMPLETE else []
+        return found if self.how.rtol or sum(ts[k].numel() for k in found) > _COMPLETE else [] # solvers are slow
 
     @cached_property
     def glance(self):
@@ -406,19 +407,20 @@ class _Exam:
         tensor's share; None if it is not confirmed. Where autograd has nothing, it is the gradient itself that is."""
         found,g = [],torch.Generator().manual_seed(self.how.seed)
         def direction(t): return _random(t, g)*(_largest(_finite(t)) or 1.)
-        for p,hand in ((self.first, self.hand), (self.second, self.again)):
+        rtol = self.how.rtol # where it is stated, more directions are tried
+        for p,hand in ((self.first, self.hand), (self.second, self.again))*(2 if rtol else 1):
             v = {k: p.shaped(k, direction(p.ts[k])) for k in (*self.known, *self.blind)}
             grads = {k: p.want[k] if k in self.known else hand.grads[k].double() for k in v}
             def f(h): return p.loss(p.ts | {k: p.ts[k] + h*v[k] for k in v})
             size = {k: (v[k].norm()*_largest(grads[k])).item() for k in v}
             at,along = torch.zeros((), dtype=torch.float64),torch.ones((), dtype=torch.float64)
-            left,allowed = sum((v[k]*grads[k]).sum().item() for k in v),160*self.u*sum(size.values())
+            left,allowed = sum((v[k]*grads[k]).sum().item() for k in v),(160*self.u + rtol)*sum(size.values())
             value = None
             if p is self.second and not self.blind:
                 try: value = torch.func.jvp(f, (at,), (along,))[1].item()
                 except Exception: pass # not every operation can be differentiated in forward mode
             if value is None or not abs(left - value) <= allowed:
-                sl = slope(lambda h: f(h).detach(), at, along, noise=p.noise, rtol=0 if self.blind else 1e-4)
+                sl = slope(lambda h: f(h).detach(), at, along, noise=p.noise, rtol=rtol/10 if self.blind else 1e-4)
                 value,allowed = math.nan if sl.kink else sl.value,allowed + sl.error
             if not abs(left - value) <= allowed: return None
             found.append((abs(left - value), allowed, size))
@@ -441,7 +443,7 @@ class _Exam:
         if trusted: return True
         for kind,(err,tol,sizes),(off,_) in zip(('difference', 'adjoint'), self.glance, pairs):
             setattr(row, kind, (err/sizes[name] + off, tol/sizes[name] + pairs[0][1]))
-        return max(row.difference[1], row.adjoint[1]) < (_FINE if blind else _COARSE/10)
+        return max(row.difference[1], row.adjoint[1]) < (max(_FINE, 10*self.how.rtol) if blind else _COARSE/10)
 
     def judge(self, row):
         "Fill in the comparisons of `row`, and return the right gradient, if it is known."
