@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 def rand(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
+def R(*shape): return rand(*shape).double().numpy()
+
 def look(layer, *inputs, **kw): return check_layer(layer, *inputs, raise_exception=False, progress=False, **kw)
 
 def function(forward, backward, name='Made'):
@@ -715,3 +717,72 @@ def test_an_output_that_nobody_uses():
     passes(function(product_and_sum, guarded), *inputs)
     fails(function(product_and_sum, unguarded), *inputs, words='stops if nobody uses output 0')
     fails(function(product_and_sum, half_guarded), *inputs, words='x.g is another if nobody uses output 0')
+
+
+# What a Function is told, and what it leaves
+
+def scale_only(ctx, x, w):
+    if ctx.needs_input_grad[0]: raise RuntimeError('no gradient with respect to x')
+    ctx.save_for_backward(x, w)
+    return x*w
+
+@pytest.mark.parametrize('factor', [1, 2])
+def test_a_forward_is_told_which_inputs_need_a_gradient(factor):
+    made = function(scale_only, lambda ctx, g: (None, factor*(g*ctx.saved_tensors[0]).sum(0)))
+    net = Calls(lambda x, w: made.apply(x.detach(), w))
+    for layer,name in (made, 'w'), (net, 'input 1'):
+        (passes if factor == 1 else fails)(layer, rand(3, 4), rand(4), wrt=name)
+
+def through(ctx, x, lin, factor):
+    ctx.save_for_backward(x)
+    ctx.lin,ctx.factor = lin,factor
+    with torch.no_grad(): return lin(x)
+
+def back_through(ctx, g):
+    x = ctx.saved_tensors[0].detach().requires_grad_()
+    with torch.enable_grad(): ctx.lin(x).backward(ctx.factor*g)
+    return x.grad/ctx.factor, None, None
+
+class LeavesGradients(nn.Module):
+    "As reversible layers do: its Function goes back through the layer inside, which leaves the gradients there."
+    made = function(through, back_through)
+    def __init__(self, factor):
+        super().__init__()
+        self.lin,self.factor = nn.Linear(4, 4),factor
+    def forward(self, x): return self.made.apply(x, self.lin, self.factor)
+
+def test_gradients_that_a_backward_leaves_in_parameters():
+    report = look(LeavesGradients(1), rand(3, 4))
+    assert report.ok and [o.verdict for o in (*report.rows, *report.parts[0].rows)] == ['right']*4
+    report = look(LeavesGradients(2), rand(3, 4))
+    assert [o.name for o in report.rows if o.verdict == 'wrong'] == ['lin.weight', 'lin.bias']
+
+def test_two_losses_are_no_loss_with_its_gradient():
+    said = passes(lambda x: (x.square().sum(), x.exp().sum()), rand(3, 4))
+    assert "autograd's own backward pass was checked" in said
+    fails(lambda x: (x.square().sum(), (2*x).sum(1)), rand(3, 4), words='summed over axis 1, once too often')
+
+
+# Quick where it would take long
+
+@pytest.mark.parametrize('factor', [1, 1.01])
+def test_many_gradients_without_autograd_at_once(factor):
+    calls = []
+    def forward(x, w): calls.append(1); return np.tanh(x@w)
+    def backward(g, x, w): g = g*(1 - np.tanh(x@w)**2); return g@w.T, factor*x.T@g
+    inputs = R(8, 20),R(20, 30)
+    if factor != 1: return fails((forward, backward), *inputs, words='w.g')
+    assert 'right' in passes((forward, backward), *inputs)
+    assert len(calls) < 1000 # entry by entry, it would be tens of thousands
+
+def test_float32_inside_is_looked_for_first():
+    calls = []
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+        def forward(self, x):
+            calls.append(1)
+            return self.lin(x).float().softmax(-1).to(x)
+    report = look(Inside(), rand(6, 4))
+    assert report.ok and report.inner == torch.float32 and len(calls) < 500, (report, len(calls))
