@@ -183,7 +183,9 @@ def test_page_is_accessible(page):
 @pytest.mark.parametrize('page', [(o, 1300) for o in STEMS], indirect=True, ids=lambda o: o[0])
 def test_page_is_legible_in_the_dark(page):
     page.tab.emulate_media(color_scheme='dark')
-    page.tab.wait_for_timeout(200)
+    for _ in range(50): # a long page on a busy machine takes its time
+        if shade(page.tab) < 60: break
+        page.tab.wait_for_timeout(200)
     assert shade(page.tab) < 60
     found = axe(page.tab, 'color-contrast')
     page.tab.emulate_media(color_scheme='light')
