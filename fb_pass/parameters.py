@@ -68,6 +68,7 @@ class Parts:
     "An object that keeps parameters, and others of its kind, in its attributes."
     args = out = None # inputs and output of the last call
     _results = _left = frozenset() # names of what calls, and the last forward, have left in other attributes
+    _given = frozenset() # those of inputs
     _call,_called = 0,() # number of the last call, and those of the parts that it called
 
     def _attributes(self): return vars(self) | _slots(self)
@@ -96,8 +97,10 @@ class Parts:
         try: return f(*args)
         finally:
             after = self._held()
-            self._left = frozenset(k for k,o in after.items() if o is not before.get(k))
-            if self._left - self._results: self._results |= self._left
+            left,given = {k for k,o in after.items() if o is not before.get(k)},{id(o) for _,o in _walk([('', args)])}
+            if left - self._results: self._results |= left
+            self._given |= {k for k in left if id(after[k]) in given}
+            self._left = self._given | left # who keeps an input has not made it
             self._called = {k: o._call for k,o in after.items() if isinstance(o, Parts) and o._call != calls.get(k)}
 
     def _keep(self, args, out):

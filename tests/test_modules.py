@@ -282,6 +282,18 @@ def test_results_with_gradients_and_constants_are_not_refused():
     layer = Lazy()
     layer.w = rand(x.shape[1], 4) # by itself, its gradients are not cleared
     for _ in range(3): layer(x).g = rand(len(x), 4); layer.backward()
+    class First(Lin):
+        "Keeps an input for ever, and no result."
+        def forward(self, x):
+            self.kept = getattr(self, 'kept', x)
+            return super().forward(x)
+        def bwd(self, out, x): lin_grad(self.kept, out, self.w, self.b)
+    layer,first = First(rand(5, 4), rand(4)),x.clone()
+    for inp in first, x, x:
+        layer.zero_grad()
+        layer(inp).g = rand(len(x), 4)
+        layer.backward()
+    assert layer.kept is first
     layer = Lazy()
     layer(x)
     layer.params = [layer.w] # who names it may make it when he likes
