@@ -92,7 +92,7 @@ differential: $(READY)  ## random models, optimizers and schedules against torch
 	$(BIN)/python tools/differential.py --models $(MODELS) --seed $(SEED)
 
 # The libraries need a place of their own: pip install --no-deps --target FOLDER entmax torchdiffeq ..., and then LIBS=FOLDER.
-doctor-torch: $(READY)  ## try check_layer and gradcheck on torch.nn, functions of torch and public libraries, into results/ (an hour; LIBS=folder of the libraries)
+doctor-torch: $(READY)  ## try check_layer and gradcheck on torch.nn, functions of torch and public libraries, into results/ (a quarter of an hour; LIBS=folder of the libraries)
 	$(BIN)/python tools/doctor_torch.py --jobs $(JOBS) $(if $(LIBS),--folder '$(abspath $(LIBS))')
 
 bench: $(READY)  ## time of a training step: ours, torch, torch.compile, JAX, numpy, into results/ (all of MNIST; some minutes, on a free machine)

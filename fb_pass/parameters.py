@@ -67,9 +67,10 @@ def _slots(o): return {k: getattr(o, k) for k in copyreg._slotnames(type(o)) if 
 class Parts:
     "An object that keeps parameters, and others of its kind, in its attributes."
     args = out = None # inputs and output of the last call
-    _results = _left = frozenset() # names of what calls, and the last forward, have left in other attributes
-    _given = frozenset() # those of inputs
+    _results = frozenset() # names of what calls have left in other attributes
+    _left = _given = frozenset() # those since the last backward pass, and those of inputs
     _call,_called = 0,() # number of the last call, and those of the parts that it called
+    _back = 0 # number of the call that was gone back through last
 
     def _attributes(self): return vars(self) | _slots(self)
 
@@ -100,6 +101,7 @@ class Parts:
             left,given = {k for k,o in after.items() if o is not before.get(k)},{id(o) for _,o in _walk([('', args)])}
             if left - self._results: self._results |= left
             self._given |= {k for k in left if id(after[k]) in given}
+            if self._back != self._call: left |= self._left # of several calls, one backward pass may go through all
             self._left = self._given | left # who keeps an input has not made it
             self._called = {k: o._call for k,o in after.items() if isinstance(o, Parts) and o._call != calls.get(k)}
 
@@ -159,6 +161,7 @@ class Parts:
             self._noting(f, self.out, *self.args)
             now,self._left = self._left,left
             self._check_made({k: g for k,g in old.items() if k not in now}, kept)
+            self._back = self._call
             if called: self._called = called | self._called
             note_versions(self, kept)
         finally:

@@ -299,6 +299,36 @@ def test_results_with_gradients_and_constants_are_not_refused():
     layer.params = [layer.w] # who names it may make it when he likes
     for _ in range(3): layer(x).g = rand(len(x), 4); layer.backward()
 
+class Cell(Module):
+    "Is called once for each step of time, and one backward pass goes through all of them."
+    def __init__(self, w): self.w,self.tape,self.h = w,[],torch.zeros(2, 3).to(w)
+    def forward(self, x):
+        h = torch.tanh(x + self.h@self.w)
+        self.tape.append((x, self.h, h))
+        self.h = h
+        return h.clone()
+    def bwd(self, out, x):
+        g,self.w.g = out.g,torch.zeros_like(self.w)
+        for x,before,h in reversed(self.tape):
+            x.g = g*(1 - h**2)
+            self.w.g += before.t()@x.g
+            before.g = g = x.g@self.w.t()
+        self.tape,self.h = [],torch.zeros_like(self.h)
+
+def test_a_backward_through_several_calls_is_not_refused():
+    cell,xs = Cell(rand(3, 3)),rand(4, 2, 3)
+    def unrolled(w):
+        h = torch.zeros(2, 3).to(w)
+        for x in xs: h = torch.tanh(x + h@w)
+        return h.sum()
+    want = autograd_grad(unrolled, cell.w)
+    for _ in range(3):
+        for x in xs: out = cell(x)
+        out.g = torch.ones_like(out)
+        cell.backward()
+        assert [k for k,_ in cell.named_params()] == ['w']
+        torch.testing.assert_close(cell.w.g, want)
+
 def test_a_parameter_that_a_call_replaces_is_lost_for_the_optimizer():
     class Clamped(Lazy):
         def __init__(self, w): self.w = w
