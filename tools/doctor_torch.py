@@ -236,7 +236,7 @@ def summary(found):
                 missed=len(wrong) - count(wrong, 'complains'), missed_factors=dict(Counter(
                     str(o['factor']) for o,_,c in wrong if c['verdict'] != 'complains')),
                 known=sum(bool(o['known']) for o,_,_ in mine),
-                known_named=sum(c['verdict'] != 'fine' for o,_,c in mine if o['known']),
+                known_named=sum(c['verdict'] not in ('fine', 'hangs', 'crashes') for o,_,c in mine if o['known']),
                 median=statistics.median(seconds), largest=max(seconds),
                 slowest=max(mine, key=lambda o: o[2]['seconds'])[0]['line'])
             def due(o, kind): return 'complains' if o['known'] or kind == 'wrong backward' else 'fine'
