@@ -118,6 +118,16 @@ def gradients(f, args, upstream=None):
     grads = iter(torch.autograd.grad(ends, [o for o in ts if is_floating(o)], gs, allow_unused=True))
     return [next(grads) if is_floating(o) else None for o in ts]
 
+def loses(layer, given, sizes):
+    """Does a parameter get no gradient when it is given as an argument?
+
+    An adjoint solver looks for its parameters in the module, where they no longer are when it goes back."""
+    params = [*layer.parameters()] if isinstance(layer, nn.Module) else []
+    if not params: return False
+    outs = [o for o in tree_flatten(layer(*given))[0] if is_floating(o) and o.requires_grad]
+    grads = torch.autograd.grad(outs, params, [torch.randn_like(o) for o in outs], allow_unused=True)
+    return any(g is not None and g.any() and not size for g,size in zip(grads, sizes[len(given):]))
+
 def with_own_backward(f, which=0, factor=1.):
     "`f` as an autograd.Function whose backward multiplies the gradient number `which` by `factor`."
     class Own(Function):
@@ -184,10 +194,11 @@ def examine(arg, only_ours=False):
     if not in_tensors or options.get('surrogate'): return res
     options.pop('like', None)
     f,args = as_function(layer, given) # anew, as a call may free its inputs
-    checks['as it is'].append(theirs(f, args, options))
-    if res['known'] or 'wrt' in options or any(o.is_complex() for o in tree_flatten(outs)[0]): return res
     try: sizes = [0. if g is None or not g.numel() else g.abs().max().item() for g in gradients(f, args)]
-    except Exception: return res # it has no gradient
+    except Exception: sizes = None # it has no gradient
+    if sizes and loses(layer, given, sizes): return res
+    checks['as it is'].append(theirs(f, args, options))
+    if res['known'] or 'wrt' in options or any(o.is_complex() for o in tree_flatten(outs)[0]) or not sizes: return res
     seen,kind,how = [i for i,size in enumerate(sizes) if size > 1e-6],'own backward',(0, 1.)
     if seen and number % 2:
         kind,res['factor'] = 'wrong backward',factors[number//2 % len(factors)]

@@ -229,8 +229,9 @@ def slope(
 # %% ../../nbs/doctor/budgets.ipynb #99302b9b
 def entry_slopes(
     f, # Function from a tensor like `x` to a scalar
-    x: torch.Tensor, # Where, any shape, float64; an entry takes some forty evaluations of `f`
+    x: torch.Tensor, # Where, any shape, float64; an entry takes some forty evaluations of `f`, or ten if they suffice
     noise: float=None, # Absolute rounding error of `f(x)`; measured by default
+    rtol: float=0., # How precise each must be, as in `slope`
 ) -> Slope: # Five tensors with the shape of `x`; `kink` is a mask
     "`slope` along every entry of `x`: the gradient with its errors and its kinks; zero where `x` is infinite."
     v = x.masked_fill(x.isinf(), 0.) if isinstance(x, torch.Tensor) else x
@@ -242,6 +243,6 @@ def entry_slopes(
         try: return _at(f, moved.clone()) # `f` may keep what it is given
         finally: flat[i] = value
     found = [Slope(0., 0., 0., 0., False) if math.isinf(o) else
-             _slope(lambda t: along(i, o, t), at_x, noise, {1., abs(o) or 1.}) for i,o in enumerate(flat.tolist())]
+             _slope(lambda t: along(i, o, t), at_x, noise, [1., abs(o) or 1.], rtol) for i,o in enumerate(flat.tolist())]
     columns,dtypes = zip(*found) if found else [()]*5,[x.dtype]*4 + [torch.bool]
     return Slope(*(torch.tensor(o, dtype=d, device=x.device).view(x.shape) for o,d in zip(columns, dtypes)))

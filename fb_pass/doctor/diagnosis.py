@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from importlib.resources import files
-from itertools import combinations, permutations, product
+from itertools import combinations, islice, permutations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -748,6 +748,7 @@ class _Softmax(_Formula):
 def _holding(kind, c, target, grads):
     "The formulas of one kind that give `target`."
     found = (o for k in grads for o in kind.all(c, target, grads, k))
+    found = islice(found, 10_000) # those with the gradients next to the output; a solver has hundreds of thousands
     return [o for o in found if o.value is not None and c.off(o.value, target) <= c.tol]
 
 def _formulas_of(c):

@@ -229,7 +229,8 @@ class _Comparison:
         self.blind = self.want is None # is there no reference by autograd?
         self.slopes = None
         if self.t.numel() <= _COMPLETE:
-            self.slopes = entry_slopes(lambda x: self.f(x).detach(), self.t, noise=p.noise)
+            rtol = 0. if self.blind else _PRECISE # a cause is looked for in what is exact
+            self.slopes = entry_slopes(lambda x: self.f(x).detach(), self.t, noise=p.noise, rtol=rtol)
             if self.blind: self.want = self.slopes.value
         largest = (self.got if self.want is None else self.want).abs().max().item()
         if self.blind and self.slopes and not p.rtol: rounding = max(rounding, _largest(self.slopes.error))
@@ -362,6 +363,7 @@ def _overwritten(p, hand, exam):
 # %% ../../nbs/doctor/report.ipynb #c2a07b11
 _COARSE = .1 # a tolerance above this share of the largest entry would let nearly anything pass
 _FINE = 1e-6 # one below this share is enough where nothing else is compared
+_PRECISE = 1e-9 # an entry's difference quotient need be no better than this; only there are more steps tried
 
 class _Exam:
     "Two passes of a layer with different upstream gradients, and the results of its own backward pass in each."
@@ -685,7 +687,7 @@ class GradientError(AssertionError):
     def _render_traceback_(self): return [f'{type(self).__name__}: {self}']
 
 # %% ../../nbs/doctor/report.ipynb #6229c7de
-def _row(exam, name, wrt, overwritten):
+def _row(exam, name, wrt, overwritten, explain):
     "The row of the tensor `name`."
     t,got,want = exam.s.tensors[name],exam.hand.grads.get(name),exam.first.want[name]
     row = Row(name, t.shape, _misfit(got, t))
@@ -700,7 +702,7 @@ def _row(exam, name, wrt, overwritten):
         row.verdict = 'a constant' # as the data of a network
     if row.ok and name in overwritten: row.verdict = 'overwritten'
     if name in exam.hand.changed: row.verdict = 'written to'
-    if not row.ok: row.diagnosis = _facts(exam, row, want) or _explained(exam, row, want)
+    if explain and not row.ok: row.diagnosis = _facts(exam, row, want) or _explained(exam, row, want)
     return row
 
 # %% ../../nbs/doctor/report.ipynb #7f6fe0e8
@@ -738,11 +740,11 @@ class _How(NamedTuple):
     seed: int; directions: int; rtol: float; wrt: list; like: dict; surrogate: bool; thorough: bool; quick: bool
     second_order: bool; compiled: bool
 
-def _rows(exam, bar):
+def _rows(exam, bar, explain=True):
     "The row of each tensor."
     overwritten,rows = _overwritten(exam.first, exam.hand, exam),[]
     for k in exam.s.tensors:
-        rows.append(_row(exam, k, exam.how.wrt, overwritten))
+        rows.append(_row(exam, k, exam.how.wrt, overwritten, explain))
         bar.update()
     return rows
 
@@ -759,15 +761,15 @@ def _settled(exam, report, bar):
     if not _all_ok(rows) and isinstance(s, ObjectAdapter) and exam.first.moves():
         settled,bar.total = s.settle(),bar.total + len(rows)
         other = _Exam(s, exam.how, exam.like, alone=not settled).run()
-        again = _rows(other, bar)
+        again = _rows(other, bar, explain=False)
         if _all_ok(again):
             report.remarks.append('each call changes its state, and with it the output of the next; checked ' + (
                 'where the state moves no more' if settled else 'as at its first call, and not after another'))
             return again, other
     if not _all_ok(rows) and not s.inner and (inner := _inner(s)): # with its tolerance
         s.inner,bar.total = inner,bar.total + len(rows)
-        again = _rows(_Exam(s, exam.how, exam.like).run(), bar)
         explained = all(o.ok or o.diagnosis and o.diagnosis.confident for o in rows) # else differences may mislead
+        again = _rows(_Exam(s, exam.how, exam.like).run(), bar, explain=not explained)
         if _all_ok(again) or not explained: rows,report.inner = again,inner
         else: s.inner = None
     return rows, exam
