@@ -128,7 +128,7 @@ def _walk_torch(net):
 def named_weights(
     model, # A module of ours, or an `nn.Sequential` of `nn.Linear` and layers without parameters
 ) -> dict: # Name, as in layers.0.w, to tensor in our layout, which shares its memory with the model
-    "Parameters and buffers by name, each of them once. Raises TypeError for something else, ValueError if there are none."
+    "Parameters and buffers by name, each once. Raises TypeError for something else, ValueError if there are none."
     found = {}
     ours = isinstance(model, Module)
     for name,t in (*model.named_params(), *model.named_buffers()) if ours else _walk_torch(model):

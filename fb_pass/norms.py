@@ -71,7 +71,7 @@ def layer_norm_rule(eps):
 
 # %% ../nbs/14_norms.ipynb #nr023
 class LayerNorm(Op):
-    """Each row less its mean, by its standard deviation, times `weight`, plus `bias`: `(..., c)` in, the same shape out.
+    """Each row less its mean, by its standard deviation, times `weight`, plus `bias`: `(..., c)`, the same shape out.
 
     arXiv 1607.06450. A call raises ValueError or TypeError for what does not fit."""
     @typed
