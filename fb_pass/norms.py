@@ -82,9 +82,13 @@ class LayerNorm(Op):
         check_inputs('LayerNorm', 'c, c', weight=weight, bias=weight if bias is None else bias)
         self.weight,self.bias,self.eps = weight,bias,eps
     @property
-    def rule(self): return layer_norm_rule(self.eps)
+    def rule(self):
+        "Forward and backward, for this `eps`."
+        return layer_norm_rule(self.eps)
     @property
-    def uses(self): return ('weight',) if self.bias is None else ('weight', 'bias')
+    def uses(self):
+        "Names of the parameters."
+        return ('weight',) if self.bias is None else ('weight', 'bias')
     def __repr__(self): return f'{type(self).__name__}({len(self.weight)})'
 
 # %% ../nbs/14_norms.ipynb #nr028
@@ -119,7 +123,9 @@ class RmsNorm(Op):
         check_inputs('RmsNorm', 'c', weight=weight)
         self.weight,self.eps = weight,eps
     @property
-    def rule(self): return rms_norm_rule(self.eps)
+    def rule(self):
+        "Forward and backward, for this `eps`."
+        return rms_norm_rule(self.eps)
     def __repr__(self): return f'{type(self).__name__}({len(self.weight)})'
 
 # %% ../nbs/14_norms.ipynb #nr032
@@ -194,11 +200,17 @@ class BatchNorm(Op):
         self.running_mean,self.running_var = torch.zeros_like(weight.detach()),torch.ones_like(weight.detach())
 
     @property
-    def by_batch(self): return getattr(self.out, 'by_batch', self.training) # in the call that backward belongs to
+    def by_batch(self):
+        "Was the last call in training? `training` may have changed since."
+        return getattr(self.out, 'by_batch', self.training)
     @property
-    def rule(self): return batch_norm_rule(self.eps) if self.by_batch else fixed_norm_rule(self.eps)
+    def rule(self):
+        "Forward and backward, of training or of evaluation."
+        return batch_norm_rule(self.eps) if self.by_batch else fixed_norm_rule(self.eps)
     @property
-    def uses(self): return 'weight', 'bias', *(() if self.by_batch else self.buffers)
+    def uses(self):
+        "Names of what the rule is given after the input."
+        return 'weight', 'bias', *(() if self.by_batch else self.buffers)
 
     def forward(self, x):
         out = super().forward(x)
