@@ -1,8 +1,7 @@
 "Exercises on normalization: statistics of the right data, gradients of centering and of the root mean square."
 import torch
-from fb_pass.gradients import add_grad
 from fb_pass.normalization import normalize
-from .asking import ask, ask_twice, exercise, rand
+from .asking import exercise, rand
 
 def _own(t): return normalize(t, t.mean(), t.std())
 def _together(*sets): t = torch.cat(sets); return [normalize(o, t.mean(), t.std()) for o in sets]
@@ -52,41 +51,3 @@ def mean_and_std(answer):
             'counts the entries of all pieces.')
         assert abs(std - float(t.std())) < 1e-4*float(t.std()), (f'The standard deviation is {std:.6g}, expected '
             f'{t.std():.6g}. {why}')
-
-def _overwrites(inp, out): inp.g = out.g - out.g.mean(0)
-
-@exercise('02.4', 'Write `center_grad(inp, out)`, the backward of `inp - inp.mean(0)`: add to `inp.g`.',
-    'Centering removes the mean from the values, and from the gradient. The gradient of a batch of one is 0.',
-    wrong=[
-    ('adds up to 0', lambda inp, out: add_grad(inp, out.g)),
-    ('adds up to 0', lambda inp, out: add_grad(inp, out.g - out.g.mean())),
-    ('adds up to 0', lambda inp, out: add_grad(inp, out.g - out.g.mean(1, keepdim=True))), ('used twice', _overwrites)])
-def center_grad(answer):
-    inp = rand(5, 3); out = inp - inp.mean(0); out.g = rand(5, 3)
-    hint = 'Adding a number to a whole column changes nothing, so every column of `inp.g` adds up to 0. Does yours?'
-    where = dict(values=dict(inp=inp, out=out), grads={'out.g': out.g})
-    yield from ask_twice(lambda: answer(inp, out), inp, out.g - out.g.mean(0), hint, **where)
-    single, zero = inp[:1].clone(), 0*out[:1]
-    single.g, zero.g = torch.ones_like(single), out.g[:1]
-    answer(single, zero)
-    yield ask(single.g, torch.ones_like(single), 'inp.g of a batch of one')
-
-@exercise('02.5', 'Write `rms_grad(inp, out, r)`, the backward of `inp / r` with `r` the root mean square of `inp`: '
-    'add to `inp.g`.', 'It removes the direction of `out` from the gradient, and keeps all others.', slips={
-    'You also removed the mean from the gradient. But the forward pass subtracts no mean, and a shift of the input '
-        'does change the output.':
-        lambda inp, out, r: add_grad(inp, (out.g - out.g.mean() - out*(out.g*out).mean())/r)}, wrong=[
-    ('stretch', lambda inp, out, r: add_grad(inp, out.g/r)),
-    ('stretch', lambda inp, out, r: add_grad(inp, (out.g - out*(out.g*out).sum())/r)),
-    ('stretch', lambda inp, out, r: add_grad(inp, (out.g - out*(out.g*out).sum()/(out.numel() - 1))/r))])
-def rms_grad(answer):
-    inp = rand(4, 3) + 1; r = inp.pow(2).mean().sqrt(); out = inp/r; out.g = rand(4, 3)
-    probe, want = inp.clone(), (out.g - out*(out.g*out).mean())/r
-    answer(probe, out, r)
-    got, hint = getattr(probe, 'g', None), ('Take the two paths one after the other: the direct one with `r` held '
-        'fixed, then the one through `r`.')
-    along = float((got*inp).sum()) if isinstance(got, torch.Tensor) and got.shape == want.shape else 0.
-    if abs(along) > 1e-9: hint = ('A stretch of `inp` changes nothing, so `(inp.g*inp).sum()` must be 0; yours is '
-        f'{along:.3g}. What are the derivatives of `r` with respect to each entry, and of `out` with respect to `r`?')
-    where = dict(values=dict(inp=inp, out=out, r=r), grads={'out.g': out.g})
-    yield from ask_twice(lambda: answer(inp, out, r), inp, want, hint, **where)

@@ -28,14 +28,14 @@ aten = torch.ops.aten # the operations as torch knows them inside
 _moving = 'lr', 'steps' # numbers of an optimizer that are different in every step
 
 def state_of(
-    model, # A model: something with `named_params`
+    model, # A model: something with `named_params` and `named_buffers`
     opt, # Its optimizer
 ) -> dict: # Name -> tensor
-    "What a step changes: the parameters of `model`, and the tensors in attributes of `opt`."
+    "What a step changes: the parameters and buffers of `model`, and the tensors in attributes of `opt`."
     kept = [(f'{k}.{i}', t) for k,v in vars(opt).items() if k not in ('params', *_moving)
             for i,t in enumerate(tree_leaves(v)) if isinstance(t, torch.Tensor)]
     names = {}
-    for k,t in (*model.named_params(), *kept): names.setdefault(t, k)
+    for k,t in (*model.named_params(), *model.named_buffers(), *kept): names.setdefault(t, k)
     return {k: t for t,k in names.items()}
 
 def _settings(opt):
@@ -118,8 +118,8 @@ def _without_memory(gm, state, both, slots, held, versions):
     for k,t in held.items():
         if t.data_ptr() in read and (now.get(k) is not t or t._version != versions[k]) and not any(
                 t is p for p in state.values()):
-            raise ValueError(f'compile_step: a step reads and changes {k}, which is no parameter, as it does a running '
-                             'mean, and a recorded one would not change it: use train_step')
+            raise ValueError(f'compile_step: a step reads and changes {k}, which is neither a parameter nor a buffer, '
+                             'and a recorded one would not change it: name it in `buffers`, or use train_step')
 
 def record(
     model, # A model and its loss
@@ -449,7 +449,7 @@ class Script:
             return f"{self._name(f)}({', '.join([*map(self._text, n.args), *named])})"
         if not (self.buffers and self._takes_out(f, n)): return self._assign(n, line())
         p = self.final.get(n)
-        if p is not None and self._may_write(i, n, p):
+        if p is not None and self._loss_is_there() and self._may_write(i, n, p):
             self._begin_to_write()
             self.written.add(p)
             self.ready[n] = self.ready[p]
@@ -472,6 +472,8 @@ class Script:
         if not self.checked:
             self.lines += [f'loss = {self._text(self.loss)}.item()', 'if not isfinite(loss): return loss']
             self.checked = True
+
+    def _loss_is_there(self): return self.loss in self.ready or self.loss in self.named # a running mean comes before
 
     def _example(self, a):
         "Something like the value of a node."
@@ -498,7 +500,8 @@ class Script:
             if a in self.owned and self._may_write(i, n, a):
                 self.owned[n] = self.owned.pop(a)
                 return self.owned[n]
-            if a in self.final.values() and a not in self.written and self._may_write(i, n, a):
+            state = a in self.final.values() and a not in self.written and self._loss_is_there()
+            if state and self._may_write(i, n, a):
                 self._begin_to_write()
                 self.base |= {k: a for k,b in self.base.items() if b is n} # its life goes on in n
                 self.last[a] = self.last[n]
@@ -549,7 +552,8 @@ BACKENDS = dict(replay=(PASSES, _replay), inductor=([nothing_twice], _inductor))
 def _double(model, opt, *batch):
     "Copies in float64."
     model,opt = copy.deepcopy((model, opt))
-    for t in state_of(model, opt).values(): t.data = t.data.double()
+    for t in state_of(model, opt).values():
+        if t.is_floating_point(): t.data = t.data.double()
     return model, opt, *[t.double() if t.is_floating_point() else t for t in batch]
 
 # %% ../nbs/tools/compiled.ipynb #7631f410

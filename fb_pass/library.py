@@ -128,9 +128,10 @@ def _walk_torch(net):
 def named_weights(
     model, # A module of ours, or an `nn.Sequential` of `nn.Linear` and layers without parameters
 ) -> dict: # Name, as in layers.0.w, to tensor in our layout, which shares its memory with the model
-    "The parameters by name, each of them once. Raises TypeError for something else, ValueError if there are none."
+    "Parameters and buffers by name, each once. Raises TypeError for something else, ValueError if there are none."
     found = {}
-    for name,t in model.named_params() if isinstance(model, Module) else _walk_torch(model):
+    ours = isinstance(model, Module)
+    for name,t in (*model.named_params(), *model.named_buffers()) if ours else _walk_torch(model):
         if not any(t.is_set_to(o) and t.dtype == o.dtype for o in found.values()): found[name] = t # other numbers?
     if not found: raise ValueError(f'{model!r} has no parameters')
     return found

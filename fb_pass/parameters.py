@@ -71,6 +71,7 @@ class Parts:
     _left = _given = frozenset() # those since the last backward pass, and those of inputs
     _call,_called = 0,() # number of the last call, and those of the parts that it called
     _back = 0 # number of the call that was gone back through last
+    buffers = () # names of attributes whose tensors are kept from call to call and saved, but not trained
 
     def _attributes(self): return vars(self) | _slots(self)
 
@@ -82,7 +83,10 @@ class Parts:
             held |= {f'children.{i}': o for i,o in enumerate(self.children) if id(o) not in known}
         return held
 
-    def _parts(self): return {k: o for k,o in self._held().items() if k not in self._results}
+    def _is_buffer(self, k): return k.partition('.')[0] in type(self).buffers
+
+    def _parts(self):
+        return {k: o for k,o in self._held().items() if k not in self._results and not self._is_buffer(k)}
 
     def _tensors(self):
         "All tensors in attributes by name, inputs such as args.0, output and results too."
@@ -196,6 +200,14 @@ class Parts:
             pairs += [(f'{k}.{name}', p) for name,p in o.named_params()] if isinstance(o, Parts) else [(k, o)]
         nameless = own.keys() - {id(p) for _,p in pairs}
         pairs = [(k, p) for k,p in pairs if id(p) in own] + [(own[id(p)], p) for p in self.params if id(p) in nameless]
+        return [*_by_name(pairs).items()]
+
+    @recursive_repr(())
+    def named_buffers(self):
+        "The tensors that `buffers` names, here and in all parts, with names such as layers.1.running_mean."
+        pairs = [(k, t) for k,t in self._held().items() if self._is_buffer(k)]
+        for k,o in self._parts().items():
+            if isinstance(o, Parts): pairs += [(f'{k}.{name}', t) for name,t in o.named_buffers()]
         return [*_by_name(pairs).items()]
 
     @recursive_repr(None)

@@ -107,7 +107,11 @@ CALLS = {
     'parameters': {'found': dict(f=lambda: lambda o: 1), 'Parts': {}},
     'norms': {
         'normalize_grad': dict(inp=x, out=lambda: out(4, 3), s=lambda: 2.),
-        'normalize_full_grad': dict(inp=x, out=lambda: out(4, 3), s=lambda: 2., correction=lambda: 1)},
+        'normalize_full_grad': dict(inp=x, out=lambda: out(4, 3), s=lambda: 2., correction=lambda: 1),
+        'LayerNorm': dict(weight=lambda: rand(3), bias=lambda: rand(3), eps=lambda: 1e-5), 'LayerNorm()': dict(x=x),
+        'RmsNorm': dict(weight=lambda: rand(3), eps=lambda: 1e-6), 'RmsNorm()': dict(x=x),
+        'BatchNorm': dict(weight=lambda: rand(3), bias=lambda: rand(3), eps=lambda: 1e-5, momentum=lambda: .1),
+        'BatchNorm()': dict(x=x)},
     'modules': {
         'Lin': dict(w=lambda: rand(3, 5), b=lambda: rand(5)), 'Lin()': dict(x=x), 'Relu()': dict(x=x),
         'Mse()': dict(output=lambda: rand(4, 1), targ=lambda: rand(4)),
@@ -208,6 +212,10 @@ HOW = { # calls that are not a plain `function(**arguments)`
     'Relu()': lambda x: called(m.Relu(), x), 'Mse()': lambda **a: called(m.Mse(), *a.values()),
     'Model.from_layers': lambda layers, loss: called(m.Model.from_layers(layers, loss), x(), labels()),
     'Model()': lambda x, targ: called(m.Model(rand(3, 5), rand(5), rand(5, 1), rand(1)), x, targ),
+    **{k: lambda k=k, **a: called(getattr(mod['norms'], k)(**a), x()) for k in ('LayerNorm', 'RmsNorm', 'BatchNorm')},
+    'LayerNorm()': lambda x: called(mod['norms'].LayerNorm(rand(3), rand(3)), x),
+    'RmsNorm()': lambda x: called(mod['norms'].RmsNorm(rand(3)), x),
+    'BatchNorm()': lambda x: called(mod['norms'].BatchNorm(rand(3), rand(3)), x),
     'CrossEntropy()': lambda **a: called(t.CrossEntropy(), *a.values()),
     **{k: lambda k=k, **a: applied(getattr(mod['autograd'], k), *a.values()) for k in CALLS['autograd']},
     'Parameter.add': lambda g: c.Parameter(array(3, 2)).add(g),
