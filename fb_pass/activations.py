@@ -66,7 +66,7 @@ class Silu(Op):
     rule = silu_rule
 
 # %% ../nbs/12_activations.ipynb #act00023
-def _u(x): return (2/math.pi)**.5*(x + .044715*x**3)
+def _u(x): return (2/math.pi)**.5*(x + 0.044715*x**3)
 
 @checked()
 def gelu_tanh(x: torch.Tensor, # Any shape, floating point
@@ -76,7 +76,7 @@ def gelu_tanh(x: torch.Tensor, # Any shape, floating point
 
 def _gelu_tanh_backward(g, out, x):
     t,near = torch.tanh(_u(x)),x.clamp(-30, 30)
-    return g*((1 + t)/2 + near/2*(1 - t**2)*(2/math.pi)**.5*(1 + 3*.044715*near**2))
+    return g*((1 + t)/2 + near/2*(1 - t**2)*(2/math.pi)**.5*(1 + 3*0.044715*near**2))
 
 gelu_tanh_rule = Rule(gelu_tanh, _gelu_tanh_backward)
 
