@@ -261,6 +261,11 @@ def test_two_draws_from_one_generator_are_two():
     step = compile_step(*ours, x, y)
     assert [step(x, y) for _ in range(3)] == pytest.approx([train_step(*theirs, x, y) for _ in range(3)], rel=1e-9)
 
+def test_inductor_refuses_a_generator():
+    net = model(partial(Dropout, .4, seeded()))
+    with pytest.raises(ValueError, match="use backend='replay'"):
+        compile_step(net, SGD(net.params, .1), *batch(), backend='inductor')
+
 def test_mode_of_a_class_is_noticed_by_a_recorded_step():
     class Doubles(Op):
         rule,uses,training = Rule(lambda x, k: x*k, lambda g, out, x, k: (g*k, None)),('k',),True
