@@ -9,6 +9,7 @@ __all__ = ['aten', 'PASSES', 'BACKENDS', 'state_of', 'is_view', 'record', 'nothi
 # %% ../nbs/tools/compiled.ipynb #60247823
 import copy, math, re
 from collections import Counter
+from contextlib import contextmanager
 from keyword import iskeyword
 from numbers import Real
 from operator import getitem
@@ -55,6 +56,14 @@ def _slots(o, seen=()):
         if k in left: continue
         found += [(inside, k, v), *_slots(v, (*seen, id(o)))]
     return found
+
+@contextmanager
+def _same_generators(model):
+    "Afterwards the generators that layers draw from, inside what they hold, are in the state in which they are now."
+    states = [(v, v.get_state()) for _,_,v in _slots(model) if isinstance(v, torch.Generator)]
+    try: yield {id(v): v for v,_ in states} # what a copy of the model has to share with it
+    finally:
+        for v,state in states: v.set_state(state)
 
 def _moved(slots):
     "Those of the slots in which something else stands now."
@@ -114,7 +123,8 @@ def _without_memory(gm, state, both, slots, held, versions):
             what = 'the length of a list or dictionary' if k is None else repr(k)
             raise ValueError(f'compile_step: a step changes {what} of the model or the optimizer, '
                              'and a recorded one would not: use train_step')
-    read = {getattr(gm, n.target).data_ptr() for n in gm.graph.nodes if n.op == 'get_attr' and n.users}
+    read = [getattr(gm, n.target) for n in gm.graph.nodes if n.op == 'get_attr' and n.users]
+    read = {t.data_ptr() for t in read if isinstance(t, torch.Tensor)}
     for k,t in held.items():
         if t.data_ptr() in read and (now.get(k) is not t or t._version != versions[k]) and not any(
                 t is p for p in state.values()):
@@ -128,8 +138,11 @@ def record(
     yb: torch.Tensor, # Its targets
 ) -> GraphModule: # Takes the state, `xb`, `yb`, `lr` and `steps`; gives the loss and the new state
     "Forward, backward and update as a graph of torch's calls. Nothing changes. ValueError for what cannot be recorded."
+    with _same_generators(model) as shared: return _record(*copy.deepcopy((model, opt), shared), xb, yb)
+
+def _record(model, opt, xb, yb):
+    "As `record`, of a copy, which changes."
     from torch.fx.experimental.proxy_tensor import make_fx # here, as importing it is slow
-    model,opt = copy.deepcopy((model, opt))
     state,held = state_of(model, opt),model._tensors()
     slots,versions = _slots(model) + _slots(opt),{k: t._version for k,t in held.items()}
     def step(state, xb, yb, *numbers):
@@ -535,6 +548,9 @@ def _replay(gm, state): return Script(gm, state).run
 
 def _inductor(gm, state):
     from torch._inductor import compile # here, as importing it is slow
+    if any(n.op == 'get_attr' and isinstance(getattr(gm, n.target), torch.Generator) for n in gm.graph.nodes):
+        raise ValueError("compile_step: a layer draws from a generator of its own, and backend='inductor' knows only "
+                         "torch's: use backend='replay', or give the layer no generator")
     graph = Graph()
     loss,*new = graph.graph_copy(gm.graph, {})
     places = [n for n in graph.nodes if n.op == 'placeholder']
@@ -608,7 +624,9 @@ class CompiledStep:
         "Record the step for batches like this one. RuntimeError if the record is not the readable step."
         key = self._key(xb, yb)
         self.model._check_owner(self.opt)
-        with torch.random.fork_rng(), torch.no_grad():
+        for o in (self.model, *self.model._below): # noticed, when it changes, if it is no attribute of the class
+            if hasattr(o, 'training'): o.training = o.training
+        with torch.random.fork_rng(), _same_generators(self.model), torch.no_grad():
             xb,yb = xb.detach(),yb.detach() # the gradients that the copies leave are not left on the batch
             self._compare(xb, yb)
             state = state_of(self.model, self.opt)

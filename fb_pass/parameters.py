@@ -9,6 +9,7 @@ __all__ = ['found', 'Parts']
 import copyreg
 from collections import UserList, deque
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import count
 from reprlib import recursive_repr
@@ -209,6 +210,27 @@ class Parts:
         for k,o in self._parts().items():
             if isinstance(o, Parts): pairs += [(f'{k}.{name}', t) for name,t in o.named_buffers()]
         return [*_by_name(pairs).items()]
+
+    @typed
+    def train(self, mode: bool=True):
+        "Set `.training` of this and of all parts below that have it, as dropout does; False for evaluation. Itself."
+        for o in (self, *self._below):
+            if hasattr(o, 'training'): o.training = mode
+        return self
+
+    def eval(self):
+        "Switch to evaluation: `train(False)`. Itself."
+        return self.train(False)
+
+    @contextmanager
+    def evaluating(self):
+        "A context in which all parts are switched to evaluation; after it each `.training` is what it was before."
+        before = [(o, o.training) for o in (self, *self._below) if hasattr(o, 'training')]
+        try:
+            self.eval()
+            yield self
+        finally:
+            for o,mode in before: o.training = mode
 
     @recursive_repr(None)
     def zero_grad(self):

@@ -376,14 +376,15 @@ def evaluate(
     dl, # Batches (xb, yb)
     metric=accuracy, # Function of predictions and targets, or None
 ): # Means over all examples, two floats; the second is None without a metric
-    "Loss and metric on a whole set. Raises ValueError if it is empty, FloatingPointError for an infinite loss."
+    "Loss and metric on a whole set, by `model.eval()`. ValueError if it is empty, FloatingPointError for inf or nan."
     n,losses,scores = 0,0.,0.
-    for xb,yb in _batches('evaluate', dl):
-        loss,rows = _loss(model, xb, yb),_rows(xb)
-        if not math.isfinite(loss): raise FloatingPointError(f'validation: loss {loss:.4g}; {_first_broken(model)}')
-        losses += rows*loss
-        if metric is not None: scores += rows*_score(metric, model.preds, yb)
-        n += rows
+    with model.evaluating():
+        for xb,yb in _batches('evaluate', dl):
+            loss,rows = _loss(model, xb, yb),_rows(xb)
+            if not math.isfinite(loss): raise FloatingPointError(f'validation: loss {loss:.4g}; {_first_broken(model)}')
+            losses += rows*loss
+            if metric is not None: scores += rows*_score(metric, model.preds, yb)
+            n += rows
     if not n: raise ValueError('there is nothing to evaluate: the loader has no batches')
     return losses/n, None if metric is None else scores/n
 

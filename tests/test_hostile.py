@@ -15,7 +15,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot
 
 MODULES = ['normalization', 'initialization', 'forward', 'backward', 'gradients', 'checks', 'inputs', 'parameters',
-           'norms', 'modules', 'autograd', 'closures', 'training', 'library', 'speed', 'compiled']
+           'norms', 'modules', 'autograd', 'closures', 'training', 'activations', 'library', 'speed', 'compiled']
 mod = {k: importlib.import_module(f'fb_pass.{k}') for k in MODULES}
 package = os.path.dirname(mod['forward'].__file__)
 
@@ -35,6 +35,7 @@ def fitted():
     return mod['training'].fit(m, sgd(m), pairs(), pairs(), 1, progress=False)
 def net(): return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 3))
 def rule(): return mod['gradients'].Rule(torch.exp, lambda g, out, x: g*out)
+def generator(): return torch.Generator().manual_seed(0)
 def array(*shape): return np.random.default_rng(0).standard_normal(shape)
 def learner():
     c = mod['closures']
@@ -104,7 +105,7 @@ CALLS = {
         'note_versions': dict(owner=x, x=x), 'check_versions': dict(who=lambda: 'f', owner=x, x=x),
         'check_apart': dict(who=lambda: 'f', x=x, y=x),
         'check_stats': dict(who=lambda: 'f', x=x, m=lambda: 0., s=lambda: 1.)},
-    'parameters': {'found': dict(f=lambda: lambda o: 1), 'Parts': {}},
+    'parameters': {'found': dict(f=lambda: lambda o: 1), 'Parts': {}, 'Parts.train': dict(mode=lambda: False)},
     'norms': {
         'normalize_grad': dict(inp=x, out=lambda: out(4, 3), s=lambda: 2.),
         'normalize_full_grad': dict(inp=x, out=lambda: out(4, 3), s=lambda: 2., correction=lambda: 1),
@@ -155,6 +156,10 @@ CALLS = {
                     schedule=lambda: lambda step: .1, metric=lambda: mod['training'].accuracy, stats_every=lambda: 1,
                     progress=lambda: False),
         'plot_wrong': dict(x=x, targ=lambda: (-x()).argmax(1), logits=x, count=lambda: 2, shape=lambda: (1, 3))},
+    'activations': {
+        **{k: dict(x=x) for k in ('sigmoid', 'tanh', 'silu', 'gelu', 'gelu_tanh')}, 'dropout': dict(x=x, mask=x),
+        **{f'{k}()': dict(x=x) for k in ('Sigmoid', 'Tanh', 'Silu', 'Gelu', 'Dropout')},
+        'Gelu': dict(approximate=lambda: 'tanh'), 'Dropout': dict(p=lambda: .5, generator=generator)},
     'library': {
         'to_linear': dict(w=lambda: rand(3, 5), b=lambda: rand(5)), 'to_torch': dict(model=model),
         'from_torch': dict(net=net, loss=lambda: mod['training'].CrossEntropy()), 'as_torch': dict(model=model),
@@ -198,7 +203,7 @@ def at_most_once(f):
 def trains(f, model, opt, *args, **kwargs):
     return f(model, sgd(model) if opt is None and isinstance(model, mod['modules'].Module) else opt, *args, **kwargs)
 
-g, t, m, c, n = (mod[k] for k in ('gradients', 'training', 'modules', 'closures', 'inputs'))
+g, t, m, c, n, a = (mod[k] for k in ('gradients', 'training', 'modules', 'closures', 'inputs', 'activations'))
 HOW = { # calls that are not a plain `function(**arguments)`
     'clear_grads': lambda t: g.clear_grads(t), 'Rule.grads': lambda **a: rule().grads(*a.values()),
     'Rule.add_grads': lambda **a: rule().add_grads(*a.values()),
@@ -217,6 +222,11 @@ HOW = { # calls that are not a plain `function(**arguments)`
     'RmsNorm()': lambda x: called(mod['norms'].RmsNorm(rand(3)), x),
     'BatchNorm()': lambda x: called(mod['norms'].BatchNorm(rand(3), rand(3)), x),
     'CrossEntropy()': lambda **a: called(t.CrossEntropy(), *a.values()),
+    **{f'{k}()': lambda x, k=k: called(getattr(a, k)(), x) for k in ('Sigmoid', 'Tanh', 'Silu', 'Gelu')},
+    'Gelu': lambda approximate: called(a.Gelu(approximate), x()),
+    'Dropout': lambda **k: called(a.Dropout(**k), x()),
+    'Dropout()': lambda x: called(a.Dropout(.5, generator()), x),
+    'Parts.train': lambda mode: model().train(mode),
     **{k: lambda k=k, **a: applied(getattr(mod['autograd'], k), *a.values()) for k in CALLS['autograd']},
     'Parameter.add': lambda g: c.Parameter(array(3, 2)).add(g),
     'Layer.build_param': lambda tensor: c.Layer().build_param(tensor),

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fb_pass import closures
+from fb_pass.activations import Dropout, Gelu, Sigmoid, Silu, Tanh
 from fb_pass.autograd import LinFunction, MseFunction, ReluFunction
 from fb_pass.backward import forward_and_backward, lin_grad, mse_grad, relu_grad
 from fb_pass.doctor.budgets import error_budget, unit_roundoff
@@ -228,6 +229,16 @@ def mse_back(out, o, t): mse_grad(o, t)
 def cross_entropy_back(out, x, t): cross_entropy_grad(x, t)
 def constants_back(out, x, m, s): normalize_grad(x, out, s)
 
+def gelu_ref(x): return x*torch.special.erfc(-x/2**.5)/2
+def gelu_tanh_ref(x):
+    near = x.clamp(-1e3, 1e3) # beyond, the derivative of the cube overflows
+    return x*(2*(2/torch.pi)**.5*(near + .044715*near**3)).sigmoid()
+def near_one(x, g): return 0., g.abs().max() if x.numel() else 0. # 1 minus something near 1
+def fixed(x): return (x > 0)/.7
+class Masked(Dropout):
+    "Dropout that draws what a test can know."
+    def draw(self, x): return fixed(x).to(x.dtype)
+
 of_lin = Op(x_w_b, None, lin_ref, (0, 1, 2))
 of_relu = Op(any_shape, None, F.relu, exact=True)
 of_mse = Op(pair, None, mse_ref, least=one, who='mse', loss=True)
@@ -259,6 +270,12 @@ ops = {
     'forward_and_backward': of_net._replace(run=at_once),
     'Model': of_net._replace(run=but_targ(moduled(Model, 2))),
     'as_torch': of_net._replace(run=in_torch, loss=False),
+    'Sigmoid': Op(any_shape, moduled(Sigmoid), torch.sigmoid, terms=near_one),
+    'Tanh': Op(any_shape, moduled(Tanh), torch.tanh, terms=near_one),
+    'Silu': Op(any_shape, moduled(Silu), F.silu, terms=near_one),
+    'Gelu': Op(any_shape, moduled(Gelu), gelu_ref, terms=near_one),
+    "Gelu('tanh')": Op(any_shape, moduled(partial(Gelu, 'tanh')), gelu_tanh_ref, terms=near_one),
+    'Dropout': Op(any_shape, moduled(lambda: Masked(.3)), lambda x: x*fixed(x)),
     'mlp': Op(deep, moduled(mlp_of, 2), mlp_ref, (0, 2, 3, 4, 5, 6, 7), least=dict(n=1, i=1, h=1, k=1, o=1),
               loss=True, terms=mlp_terms, **sure),
     'closures.Sequential': Op(lambda d: [d('n', 'i'), d('i', 'h'), d('h'), d('h', 'o'), d('o')], arrays(stacked),
