@@ -1,5 +1,4 @@
 "Exercises on attention: the gradient of log-softmax, a bias that is added to scores, and two halves of a softmax."
-import torch
 from fb_pass.checks import autograd_grad
 from .asking import ask, exercise, rands
 
@@ -19,7 +18,7 @@ def log_softmax_grad(answer):
     x,g = rands((4, 5), (4, 5))
     out = x.log_softmax(-1)
     want = autograd_grad(lambda x: (x.log_softmax(-1)*g).sum(), x)
-    hint = 'Begin with one row: what is the derivative of `out[i]` with respect to `x[j]`, for i = j, and for another j?'
+    hint = 'Begin with one row: what is the derivative of `out[i]` with respect to `x[j]`, for i = j and for others?'
     yield ask(answer(g, out), want, 'x.g', hint, values=dict(x=x, out=out, p=out.exp()), grads={'out.g': g})
 
 def _bias(scores_grad=None, total=lambda t: t.sum((0, 1)), factor=1.):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['embed_rule', 'softmax_rule', 'weights_rule', 'average_rule', 'attention_rule', 'product_rule', 'embed', 'Embedding',
-           'Softmax', 'attention_weights', 'attention_weights_grad', 'attention', 'attention_grad', 'split_heads',
-           'merge_heads', 'CausalAttention', 'attention_in_blocks', 'attention_in_blocks_grad',
-           'CausalAttentionInBlocks', 'product', 'CausalSelfAttention']
+           'Softmax', 'attention_weights', 'attention', 'split_heads', 'merge_heads', 'CausalAttention',
+           'attention_in_blocks', 'attention_in_blocks_grad', 'CausalAttentionInBlocks', 'product',
+           'CausalSelfAttention']
 
 # %% ../nbs/15_attention.ipynb #3dc636e2
 import torch
@@ -46,7 +46,8 @@ class Embedding(Op):
     "Tokens of any shape in, as `(n, block)`; a row for each of them out, `(n*block, width)`, ready for a linear layer."
     rule,uses = embed_rule,('weight',)
     @typed
-    def __init__(self, weight: torch.Tensor): self.weight = weight # (vocab, width), floating point; kept, not copied
+    def __init__(self, weight: torch.Tensor): # A row for each token, (vocab, width), floating point; kept, not copied
+        self.weight = weight
     def __repr__(self): return f"Embedding({'x'.join(str(o) for o in self.weight.shape)})"
 
 # %% ../nbs/15_attention.ipynb #0f140433
@@ -65,6 +66,12 @@ def _check_heads(name, q, k, v):
             q.shape[-1] != k.shape[-1]):
         raise ValueError(f'{found} do not fit: expected (..., t, d) for q, (..., s, d) for k and (..., s, e) for v')
     if not q.shape[-1]: raise ValueError(f'{found}: their width is 0, and nothing can be divided by its root')
+
+def _check_causal(name, q, k, v):
+    "Refuse those that are not one for each token."
+    _check_heads(name, q, k, v)
+    if q.shape[-2] != k.shape[-2]:
+        raise ValueError(f'{name}: {q.shape[-2]} queries in q and {k.shape[-2]} keys in k: expected one for each token')
 
 def _check_mask(name, q, k, mask):
     "Refuse queries, keys and a mask that do not fit."
@@ -95,13 +102,13 @@ def attention_weights(
     scores = scores.masked_fill(~mask, torch.finfo(q.dtype).min)
     return scores.softmax(-1).masked_fill(~mask, 0.)
 
-# %% ../nbs/15_attention.ipynb #70500008
-def attention_weights_grad(g, a, q, k, mask):
+# %% ../nbs/15_attention.ipynb #74a83d4e
+def _weights_grad(g, a, q, k, mask):
     # forward: a = softmax(q@k.mT/sqrt(d)), where mask is True
     ds = softmax_rule.backward(g, a, None)/q.shape[-1]**.5
     return ds@k, ds.mT@q, None
 
-weights_rule = Rule(attention_weights, attention_weights_grad)
+weights_rule = Rule(attention_weights, _weights_grad)
 average_rule = Rule(torch.matmul, lambda g, out, a, v: (g@v.mT, a.mT@g))
 
 # %% ../nbs/15_attention.ipynb #85d8578b
@@ -115,14 +122,14 @@ def attention(
     "The mean of the values for each query, with `attention_weights`. arXiv 1706.03762. Raises ValueError or TypeError."
     return attention_weights(q, k, mask)@v
 
-def attention_grad(g, out, q, k, v, mask):
+def _attention_grad(g, out, q, k, v, mask):
     # forward: out = a@v, where a = attention_weights(q, k, mask) is computed again
     a = attention_weights(q, k, mask)
     da,dv = average_rule.backward(g, out, a, v)
     dq,dk,_ = weights_rule.backward(da, a, q, k, mask)
     return dq, dk, dv, None
 
-attention_rule = Rule(attention, attention_grad)
+attention_rule = Rule(attention, _attention_grad)
 
 # %% ../nbs/15_attention.ipynb #7e5e0330
 def _check_split(name, x, n_head, block):
@@ -157,6 +164,7 @@ def _causal(t): return torch.ones(t.shape[-2], t.shape[-2], dtype=torch.bool, de
 class CausalAttention(Module):
     "`q`, `k`, `v` `(..., t, d)` in, `(..., t, d)` out; no token sees a later one. The weights are kept in `weights`."
     def forward(self, q, k, v):
+        _check_causal('CausalAttention', q, k, v)
         self.weights = attention_weights(q, k, _causal(q))
         return self.weights@v
     def bwd(self, out, q, k, v):
@@ -170,9 +178,7 @@ def _scores(q, k, diagonal): # of some queries for some keys; on the diagonal ar
 
 def _check_blocks(name, q, k, v, rows):
     "Refuse what causal attention cannot be computed from."
-    _check_heads(name, q, k, v)
-    if q.shape[-2] != k.shape[-2]:
-        raise ValueError(f'{name}: {q.shape[-2]} queries in q and {k.shape[-2]} keys in k: expected one for each token')
+    _check_causal(name, q, k, v)
     check_kind(name, 'rows', rows, int)
     if rows < 1: raise ValueError(f'{name}: rows is {rows}, expected at least 1')
 
@@ -228,13 +234,14 @@ def attention_in_blocks_grad(
 class CausalAttentionInBlocks(Module):
     "As `CausalAttention`, but `rows` by `rows`: a number for each row is kept, in `lse`, and not the weights."
     @typed
-    def __init__(self, rows: int): self.rows = rows # How many queries, and how many keys, are handled at once
+    def __init__(self, rows: int): # How many queries, and how many keys, are handled at once, at least 1
+        self.rows = rows
     def forward(self, q, k, v):
         out,self.lse = attention_in_blocks(q, k, v, self.rows)
         return out
     def bwd(self, out, q, k, v):
-        grads = attention_in_blocks_grad(upstream_grad('CausalAttentionInBlocks', out), out, self.lse, q, k, v, self.rows)
-        for t,g in zip((q, k, v), grads): add_grad(t, g)
+        g = upstream_grad('CausalAttentionInBlocks', out)
+        for t,o in zip((q, k, v), attention_in_blocks_grad(g, out, self.lse, q, k, v, self.rows)): add_grad(t, o)
 
 # %% ../nbs/15_attention.ipynb #3aaab10c
 @checked('n n_in, n_in n_out')
@@ -254,7 +261,7 @@ def _linear(w, b):
 # %% ../nbs/15_attention.ipynb #3a2bf197
 def _check_parameters(w_qkv, b_qkv, w_out, b_out, n_head, block, rows):
     "Refuse parameters and numbers that do not fit."
-    name,given = 'CausalSelfAttention',dict(w_qkv=w_qkv, b_qkv=b_qkv, w_out=w_out, b_out=b_out)
+    name,given = 'CausalSelfAttention',dict(w_out=w_out, b_out=b_out, w_qkv=w_qkv, b_qkv=b_qkv)
     check_inputs(name, **{k: t for k,t in given.items() if k[0] == 'w' or t is not None})
     width = w_out.shape[0] if w_out.ndim else 0
     wanted = dict(w_qkv=(width, 3*width), b_qkv=(3*width,), w_out=(width, width), b_out=(width,))
