@@ -65,8 +65,8 @@ def _plain_sums(out1, lse1, out2, lse2): return (out1*lse1.exp() + out2*lse2.exp
     ('overflow', _plain_sums)])
 def joined(answer):
     s,v = rands((5, 8), (8, 3))
-    for scores,hint in ((3*s, 'What is the share of the first half in the sum of all exponentials?'), (
-            s + 900., 'For small scores it is right. With scores of 900 an exponential has an overflow: subtract the '
-            'logarithm of the whole sum first.')):
+    large = ('For small scores it is right. With scores of 900 an exponential has an overflow: subtract the '
+             'logarithm of the whole sum first.')
+    for scores,hint in (3*s, 'What is the share of the first half in the sum of all exponentials?'), (s + 900., large):
         halves = *_half(scores[:,:4], v[:4]),*_half(scores[:,4:], v[4:])
         yield ask(answer(*halves), scores.softmax(-1)@v, 'the output', hint)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['embed_rule', 'softmax_rule', 'weights_rule', 'average_rule', 'attention_rule', 'product_rule', 'embed', 'Embedding',
-           'Softmax', 'attention_weights', 'attention', 'split_heads', 'merge_heads', 'CausalAttention',
-           'attention_in_blocks', 'attention_in_blocks_grad', 'CausalAttentionInBlocks', 'product',
-           'CausalSelfAttention']
+           'Softmax', 'attention_weights', 'average', 'AttentionWeights', 'Average', 'attention', 'Attention',
+           'split_heads', 'merge_heads', 'CausalAttention', 'attention_in_blocks', 'attention_in_blocks_grad',
+           'CausalAttentionInBlocks', 'product', 'Product', 'CausalSelfAttention']
 
 # %% ../nbs/15_attention.ipynb #3dc636e2
 import torch
@@ -85,6 +85,13 @@ def _check_mask(name, q, k, mask):
         raise ValueError(f'{name}: mask {tuple(mask.shape)} does not fit scores {shape}: expected a row for each query '
                          'and a column for each key')
 
+def _check_average(name, a, v):
+    "Refuse weights and values that do not fit."
+    check_inputs(name, a=a, v=v)
+    if min(a.ndim, v.ndim) < 2 or a.shape[:-2] != v.shape[:-2] or a.shape[-1] != v.shape[-2]:
+        raise ValueError(f'{name}: a {tuple(a.shape)} and v {tuple(v.shape)} do not fit: '
+                         'expected (..., t, s) and (..., s, e)')
+
 def _check_attention(name, q, k, v, mask):
     "Refuse what attention cannot be computed from."
     _check_heads(name, q, k, v)
@@ -102,6 +109,14 @@ def attention_weights(
     scores = scores.masked_fill(~mask, torch.finfo(q.dtype).min)
     return scores.softmax(-1).masked_fill(~mask, 0.)
 
+@checked(_check_average)
+def average(
+    a: torch.Tensor, # Weights, (..., t, s), floating point
+    v: torch.Tensor, # Values, (..., s, e), dtype of `a`
+) -> torch.Tensor: # (..., t, e)
+    "The sum of the values for each row, with its weights. Raises ValueError or TypeError."
+    return a@v
+
 # %% ../nbs/15_attention.ipynb #74a83d4e
 def _weights_grad(g, a, q, k, mask):
     # forward: a = softmax(q@k.mT/sqrt(d)), where mask is True
@@ -109,7 +124,15 @@ def _weights_grad(g, a, q, k, mask):
     return ds@k, ds.mT@q, None
 
 weights_rule = Rule(attention_weights, _weights_grad)
-average_rule = Rule(torch.matmul, lambda g, out, a, v: (g@v.mT, a.mT@g))
+average_rule = Rule(average, lambda g, out, a, v: (g@v.mT, a.mT@g))
+
+class AttentionWeights(Op):
+    "`attention_weights` as a layer: `q`, `k` and a mask in, weights `(..., t, s)` out."
+    rule = weights_rule
+
+class Average(Op):
+    "`average` as a layer: weights `(..., t, s)` and values `(..., s, e)` in, `(..., t, e)` out."
+    rule = average_rule
 
 # %% ../nbs/15_attention.ipynb #85d8578b
 @checked(_check_attention)
@@ -120,16 +143,20 @@ def attention(
     mask: torch.Tensor, # True where a query may see a key, bool, (t, s) or what broadcasts to (..., t, s)
 ) -> torch.Tensor: # (..., t, e); a row that is masked whole is 0
     "The mean of the values for each query, with `attention_weights`. arXiv 1706.03762. Raises ValueError or TypeError."
-    return attention_weights(q, k, mask)@v
+    return average(attention_weights(q, k, mask), v)
 
 def _attention_grad(g, out, q, k, v, mask):
-    # forward: out = a@v, where a = attention_weights(q, k, mask) is computed again
+    # forward: out = average(a, v), where a = attention_weights(q, k, mask) is computed again
     a = attention_weights(q, k, mask)
     da,dv = average_rule.backward(g, out, a, v)
     dq,dk,_ = weights_rule.backward(da, a, q, k, mask)
     return dq, dk, dv, None
 
 attention_rule = Rule(attention, _attention_grad)
+
+class Attention(Op):
+    "`attention` as a layer: `q`, `k`, `v` and a mask in, `(..., t, e)` out; the weights are not kept."
+    rule = attention_rule
 
 # %% ../nbs/15_attention.ipynb #7e5e0330
 def _check_split(name, x, n_head, block):
@@ -162,14 +189,14 @@ def merge_heads(
 def _causal(t): return torch.ones(t.shape[-2], t.shape[-2], dtype=torch.bool, device=t.device).tril()
 
 class CausalAttention(Module):
-    "`q`, `k`, `v` `(..., t, d)` in, `(..., t, d)` out; no token sees a later one. The weights are kept in `weights`."
+    "`q`, `k` `(..., t, d)` and `v` `(..., t, e)` in, `(..., t, e)` out; no token sees a later one. Keeps the weights."
+    def __init__(self): self.weights,self.average = AttentionWeights(),Average()
     def forward(self, q, k, v):
         _check_causal('CausalAttention', q, k, v)
-        self.weights = attention_weights(q, k, _causal(q))
-        return self.weights@v
+        return self.average(self.weights(q, k, _causal(q)), v)
     def bwd(self, out, q, k, v):
-        average_rule.add_grads(out, self.weights, v)
-        weights_rule.add_grads(self.weights, q, k, _causal(q))
+        self.average.backward()
+        self.weights.backward()
 
 # %% ../nbs/15_attention.ipynb #226ebb0a
 def _scores(q, k, diagonal): # of some queries for some keys; on the diagonal are the same tokens
@@ -253,6 +280,14 @@ def product(
     return x@w
 
 product_rule = Rule(product, lambda g, out, x, w: (g@w.t(), x.t()@g))
+
+class Product(Op):
+    "`product` as a layer, `Lin` without a bias: `(n, n_in)` in, `(n, n_out)` out."
+    rule,uses = product_rule,('w',)
+    @typed
+    def __init__(self, w: torch.Tensor): # Weights, (n_in, n_out), floating point; kept, not copied
+        self.w = w
+    def __repr__(self): return f"Product({'->'.join(str(o) for o in self.w.shape)})"
 
 def _linear(w, b):
     "The rule of a linear layer, and its parameters."

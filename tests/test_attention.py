@@ -3,10 +3,11 @@ import copy
 from functools import partial
 
 import pytest, torch, torch.nn.functional as F
-from fb_pass.attention import (CausalAttention, CausalAttentionInBlocks, CausalSelfAttention, Embedding, Softmax,
-                               attention, attention_in_blocks, attention_in_blocks_grad, attention_rule,
-                               attention_weights, average_rule, embed, embed_rule, merge_heads, product, product_rule,
-                               softmax_rule, split_heads, weights_rule)
+from fb_pass.attention import (Attention, AttentionWeights, Average, CausalAttention, CausalAttentionInBlocks,
+                               CausalSelfAttention, Embedding, Product, Softmax, attention, attention_in_blocks,
+                               attention_in_blocks_grad, attention_rule, attention_weights, average, average_rule,
+                               embed, embed_rule, merge_heads, product, product_rule, softmax_rule, split_heads,
+                               weights_rule)
 from fb_pass.backward import lin_rule
 from fb_pass.checks import autograd_grad, check_grad, numerical_grad, peak_memory
 from fb_pass.compiled import compile_step
@@ -211,10 +212,32 @@ def bad_calls():
     yield lambda: split_heads(rand(6, 4), 2., 2), 'n_head is a float'
     yield lambda: merge_heads(rand(6, 4)), 'do not fit'
     yield lambda: product(rand(3, 4), rand(3, 4)), 'do not fit'
+    for first,second in ((4, 4), (3,)), ((3,), (3, 4)), ((2, 4, 4), (3, 4, 2)), ((4, 3), (4, 3)):
+        yield partial(average, rand(*first), rand(*second)), 'do not fit'
 
 @pytest.mark.parametrize('call, words', [*bad_calls()])
 def test_what_does_not_fit_is_refused(call, words):
     with pytest.raises((TypeError, ValueError), match=words): call()
+
+
+@pytest.mark.parametrize('make, own', [(Attention, 4), (AttentionWeights, 3)])
+def test_attention_with_any_mask_is_a_layer(make, own):
+    ts = [rand(2, 4, 3, seed=i) for i in range(own - 1)]
+    mask = causal(4); mask[2] = False
+    layer = make()
+    u = rand(*layer(*ts, mask).shape, seed=9)
+    def library(q, k, *v):
+        a = (q@k.mT/3**.5).masked_fill(~mask, -1e9).softmax(-1)*mask.any(1, keepdim=True)
+        return (a@v[0] if v else a)*u
+    same(grads(layer, [*ts, mask], u, ts), autograd_grad(lambda *o: library(*o).sum(), *ts))
+
+def test_average_and_product_are_layers():
+    a,v,u = rand(2, 3, 4),rand(2, 4, 2, seed=1),rand(2, 3, 2, seed=2)
+    same(grads(Average(), [a, v], u, [a, v]), autograd_grad(lambda a, v: ((a@v)*u).sum(), a, v))
+    x,w,u = rand(3, 4),rand(4, 2, seed=1),rand(3, 2, seed=2)
+    layer = Product(w)
+    same(grads(layer, [x], u, [x, w]), autograd_grad(lambda x, w: ((x@w)*u).sum(), x, w))
+    assert layer.params == (w,) or layer.params[0] is w
 
 
 # In blocks
@@ -264,7 +287,7 @@ def test_what_blocks_keep():
     plain,blocks = CausalAttention(),CausalAttentionInBlocks(2)
     qkv = [rand(2, 5, 3, seed=i) for i in range(3)]
     plain(*qkv), blocks(*qkv)
-    assert plain.weights.shape == (2, 5, 5) and blocks.lse.shape == (2, 5, 1)
+    assert plain.weights.out.shape == (2, 5, 5) and blocks.lse.shape == (2, 5, 1)
     assert not plain.params and not blocks.params # results are no parameters
 
 
@@ -367,13 +390,15 @@ def test_layer_refuses_what_does_not_fit():
                         (dict(w_qkv=layer.w_qkv.float()), 'dtypes differ')):
         with pytest.raises((TypeError, ValueError), match=words): CausalSelfAttention(**args | wrong)
     for x,words in ((rand(7, 6), 'a multiple of block rows'), (rand(8, 5), 'do not fit'),
-                    (rand(8, 6).float(), 'dtypes differ'), (rand(2, 4, 6), 'do not fit'), (tokens(8, 6), 'floating-point')):
+                    (rand(8, 6).float(), 'dtypes differ'), (rand(2, 4, 6), 'do not fit'),
+                    (tokens(8, 6), 'floating-point')):
         with pytest.raises((TypeError, ValueError), match=words): layer(x)
         with pytest.raises(RuntimeError, match='backward before forward'): layer.backward()
 
 def test_backward_without_an_upstream_gradient_is_refused():
     for layer,args in ((layer_of(), [rand(8, 6)]), (layer_of(rows=2), [rand(8, 6)]),
-                       (Embedding(rand(5, 3)), [tokens(4)]), (Softmax(), [rand(3, 4)]), (CausalAttentionInBlocks(2), [rand(3, 2)]*3)):
+                       (Embedding(rand(5, 3)), [tokens(4)]), (Softmax(), [rand(3, 4)]),
+                       (CausalAttentionInBlocks(2), [rand(3, 2)]*3)):
         layer(*args)
         with pytest.raises(RuntimeError, match='has no gradient'): layer.backward()
 
@@ -381,12 +406,12 @@ def test_changes_after_the_forward_pass_are_refused():
     for what in ('weights', 'w_qkv', 'merged', 'qkv'):
         layer = layer_of()
         layer(rand(8, 6)).g = rand(8, 6)
-        (layer.attend.weights if what == 'weights' else getattr(layer, what)).mul_(2.)
+        (layer.attend.weights.out if what == 'weights' else getattr(layer, what)).mul_(2.)
         with pytest.raises(RuntimeError, match='changed in place'): layer.backward()
 
 def test_names():
     assert repr(layer_of()) == 'CausalSelfAttention(6, n_head=2, block=4)' and repr(Softmax()) == 'Softmax()'
-    assert repr(Embedding(rand(5, 3))) == 'Embedding(5x3)'
+    assert repr(Embedding(rand(5, 3))) == 'Embedding(5x3)' and repr(Product(rand(5, 3))) == 'Product(5->3)'
 
 
 # In a model: everywhere that `Lin` works

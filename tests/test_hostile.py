@@ -167,7 +167,10 @@ CALLS = {
         'machine': dict(size=lambda: 8, mb=lambda: 1, dtype=lambda: torch.float32, device=lambda: 'cpu')},
     'attention': {
         'embed': dict(ids=labels, weight=x), 'Embedding': dict(weight=x), 'Embedding()': dict(ids=labels),
-        'Softmax()': dict(x=x), 'attention_weights': dict(q=x, k=x, mask=causal),
+        'Softmax()': dict(x=x), **{k: dict(a=lambda: rand(4, 4), v=x) for k in ('average', 'Average()')},
+        'AttentionWeights()': dict(q=x, k=x, mask=causal), 'Attention()': dict(q=x, k=x, v=x, mask=causal),
+        'Product': dict(w=lambda: rand(3, 5)), 'Product()': dict(x=x),
+        'attention_weights': dict(q=x, k=x, mask=causal),
         'attention': dict(q=x, k=x, v=x, mask=causal),
         'attention_in_blocks': dict(q=x, k=x, v=x, rows=lambda: 2),
         'attention_in_blocks_grad': dict(g=x, out=x, lse=lambda: rand(4, 1), q=x, k=x, v=x, rows=lambda: 2),
@@ -229,6 +232,9 @@ HOW = { # calls that are not a plain `function(**arguments)`
     **{k: lambda k=k, **a: applied(getattr(mod['autograd'], k), *a.values()) for k in CALLS['autograd']},
     'Embedding': lambda weight: called(at.Embedding(weight), labels()),
     'Embedding()': lambda ids: called(at.Embedding(rand(4, 3)), ids), 'Softmax()': lambda x: called(at.Softmax(), x),
+    **{f'{k}()': lambda k=k, **a: called(getattr(at, k)(), *a.values())
+       for k in ('Average', 'AttentionWeights', 'Attention')},
+    'Product': lambda w: called(at.Product(w), x()), 'Product()': lambda x: called(at.Product(rand(3, 5)), x),
     'CausalAttention()': lambda **a: called(at.CausalAttention(), *a.values()),
     'CausalAttentionInBlocks': lambda rows: called(at.CausalAttentionInBlocks(rows), x(), x(), x()),
     'CausalAttentionInBlocks()': lambda **a: called(at.CausalAttentionInBlocks(2), *a.values()),
