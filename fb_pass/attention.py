@@ -209,6 +209,7 @@ def _check_blocks(name, q, k, v, rows):
     check_kind(name, 'rows', rows, int)
     if rows < 1: raise ValueError(f'{name}: rows is {rows}, expected at least 1')
 
+@checked(_check_blocks)
 def attention_in_blocks(
     q: torch.Tensor, # Queries, (..., t, d), floating point
     k: torch.Tensor, # Keys, (..., t, d), dtype of `q`
@@ -216,7 +217,6 @@ def attention_in_blocks(
     rows: int, # How many queries, and how many keys, are handled at once, at least 1
 ) -> tuple: # Output, (..., t, e), and the logarithm of the sum of the exponentials of each row, (..., t, 1)
     "Causal `attention`, without ever having all scores. arXiv 2205.14135. Raises ValueError or TypeError."
-    _check_blocks('attention_in_blocks', q, k, v, rows)
     outs,lses,pairs = [],[],[*zip(k.split(rows, -2), v.split(rows, -2))]
     for i,qi in enumerate(q.split(rows, -2)):
         top,total,out = qi.new_full((*qi.shape[:-1], 1), -torch.inf),0.,0.
@@ -229,7 +229,17 @@ def attention_in_blocks(
         lses.append(top + total.log())
     return torch.cat(outs, -2), torch.cat(lses, -2)
 
-# %% ../nbs/15_attention.ipynb #4feb41df
+# %% ../nbs/15_attention.ipynb #a4dfcd39
+def _check_blocks_grad(name, g, out, lse, q, k, v, rows):
+    "Refuse what the backward pass cannot be computed from."
+    _check_blocks(name, q, k, v, rows)
+    given = dict(g=g, out=out, lse=lse)
+    check_inputs(name, **given, q=q)
+    for key,width in dict(g=v.shape[-1], out=v.shape[-1], lse=1).items():
+        found,wanted = tuple(given[key].shape),(*q.shape[:-1], width)
+        if found != wanted: raise ValueError(f'{name}: {key} has shape {found}, expected {wanted}')
+
+@checked(_check_blocks_grad)
 def attention_in_blocks_grad(
     g: torch.Tensor, # Gradient of the output, (..., t, e)
     out: torch.Tensor, # Output, (..., t, e)
@@ -240,11 +250,6 @@ def attention_in_blocks_grad(
     rows: int, # As in the forward pass, or another number
 ) -> tuple: # Gradients of `q`, `k` and `v`
     "Backward of `attention_in_blocks`, which computes the weights once more. Raises ValueError or TypeError."
-    _check_blocks('attention_in_blocks_grad', q, k, v, rows)
-    check_inputs('attention_in_blocks_grad', g=g, out=out, lse=lse, q=q)
-    if not g.shape == out.shape == (*q.shape[:-1], v.shape[-1]) or lse.shape != (*q.shape[:-1], 1):
-        raise ValueError(f'attention_in_blocks_grad: g {tuple(g.shape)}, out {tuple(out.shape)}, lse {tuple(lse.shape)}'
-                         f' do not fit q {tuple(q.shape)} and v {tuple(v.shape)}')
     # forward: out = a@v, where a = exp(scores - lse)
     mean,root = (g*out).sum(-1, keepdim=True),q.shape[-1]**.5 # along a row, the sum of a.g*a is that of g*out
     pairs = [*zip(k.split(rows, -2), v.split(rows, -2))]

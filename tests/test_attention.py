@@ -204,7 +204,12 @@ def bad_calls():
     for i in range(3): # gradient, output, logarithms
         args = [v, v, q[...,:1]]
         args[i] = args[i][:,:3]
-        yield partial(attention_in_blocks_grad, *args, q, k, v, 2), 'do not fit'
+        yield partial(attention_in_blocks_grad, *args, q, k, v, 2), f"{('g', 'out', 'lse')[i]} has shape"
+        args[i] = args[i].float()
+        yield partial(attention_in_blocks_grad, *args, q, k, v, 2), 'dtypes differ'
+    yield lambda: attention_in_blocks_grad(v, v, q, q, k, v, 2), r'lse has shape \(2, 4, 3\), expected \(2, 4, 1\)'
+    yield lambda: attention_in_blocks_grad(v, v, q[...,:1], q, k[:,:3], v[:,:3], 2), '4 queries in q and 3 keys in k'
+    yield lambda: attention_in_blocks_grad(v, v, q[...,:1], q, k, v, 0), 'rows is 0'
     yield lambda: split_heads(rand(6, 4), 3, 2), 'a width that is a multiple of n_head'
     yield lambda: split_heads(rand(6, 4), 2, 4), 'a multiple of block rows'
     yield lambda: split_heads(rand(6, 4), 0, 2), 'n_head is 0'
@@ -371,6 +376,14 @@ def test_layer_adds_to_gradients_and_a_second_backward_of_a_new_call_gives_the_s
     layer(x).g = u
     layer.backward()
     same([t.g for t in ts], want)
+
+@pytest.mark.parametrize('rows', [None, 3])
+def test_nothing_of_an_earlier_call_is_used(rows):
+    layer = layer_of(rows=rows)
+    grads(layer, [rand(4, 6)], rand(4, 6), [])
+    for k in ('w_qkv', 'b_qkv', 'w_out', 'b_out'): setattr(layer, k, getattr(layer, k) + 1.)
+    x,u,ts = rand(8, 6, seed=1),rand(8, 6, seed=2),tensors_of(layer)
+    same(grads(layer, [x], u, [x, *ts]), autograd_grad(lambda *o: (library_of(layer)(*o)*u).sum(), x, *ts))
 
 def test_layer_with_another_length():
     layer,x = layer_of(),rand(8, 6)

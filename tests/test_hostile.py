@@ -232,7 +232,7 @@ HOW = { # calls that are not a plain `function(**arguments)`
     **{k: lambda k=k, **a: applied(getattr(mod['autograd'], k), *a.values()) for k in CALLS['autograd']},
     'Embedding': lambda weight: called(at.Embedding(weight), labels()),
     'Embedding()': lambda ids: called(at.Embedding(rand(4, 3)), ids), 'Softmax()': lambda x: called(at.Softmax(), x),
-    **{f'{k}()': lambda k=k, **a: called(getattr(at, k)(), *a.values())
+    **{f'{k}()': lambda made=getattr(at, k), **a: called(made(), *a.values())
        for k in ('Average', 'AttentionWeights', 'Attention')},
     'Product': lambda w: called(at.Product(w), x()), 'Product()': lambda x: called(at.Product(rand(3, 5)), x),
     'CausalAttention()': lambda **a: called(at.CausalAttention(), *a.values()),
