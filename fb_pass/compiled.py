@@ -77,7 +77,8 @@ def is_view(
 ) -> bool: # Is its result a view of its first argument, with the same numbers in memory?
     "Does an operation only look at numbers in another way, and compute nothing?"
     returns = getattr(getattr(f, '_schema', None), 'returns', ())
-    return f is aten._unsafe_view.default or any(r.alias_info and not r.alias_info.is_write for r in returns)
+    if f in (aten._unsafe_view.default, getitem): return True # getitem: one of those that a split makes
+    return any(r.alias_info and not r.alias_info.is_write for r in returns)
 
 def _is(n, *targets): return isinstance(n, Node) and n.target in targets
 
@@ -383,7 +384,8 @@ class Script:
         layouts: bool=True, # Measure whether a product is faster by rows or by columns?
     ):
         self.buffers,self.in_place = buffers,in_place
-        self.space = dict.fromkeys(('run', 'xb', 'yb', 'loss', *_moving), ...) | dict(isfinite=math.isfinite) # by name
+        self.space = dict.fromkeys(('run', 'xb', 'yb', 'loss', *_moving), ...) | dict(
+            isfinite=math.isfinite, inf=math.inf, nan=math.nan) # by name
         for k,t in state.items(): self._name(t, re.sub(r'\W', '_', k))
         self.lines,self.checked = [],False
         *self.nodes,output = gm.graph.nodes
@@ -440,7 +442,7 @@ class Script:
         if n in self.fixed: self.ready[n] = n.target(*map_arg(n.args, self.ready.get), **n.kwargs)
         elif is_view(n.target) and n.args[0] in self.ready:
             self.ready[n] = n.target(self.ready[n.args[0]], *n.args[1:], **n.kwargs)
-            self._name(self.ready[n], f'{self._text(n.args[0])}_{n.target._schema.name.removeprefix("aten::")}')
+            self._name(self.ready[n], f'{self._text(n.args[0])}_{n.target.__name__.partition(".")[0]}')
         elif n.target in _python and _number(n) and all(map(_number, n.args)):
             self._assign(n, f'({_python[n.target].format(*map(self._text, n.args))})')
         elif n.target is _adamw: self._update_all(n)

@@ -15,12 +15,14 @@ matplotlib.use('Agg')
 import matplotlib.pyplot
 
 MODULES = ['normalization', 'initialization', 'forward', 'backward', 'gradients', 'checks', 'inputs', 'parameters',
-           'norms', 'modules', 'autograd', 'closures', 'training', 'activations', 'library', 'speed', 'compiled']
+           'norms', 'modules', 'autograd', 'closures', 'training', 'activations', 'library', 'speed', 'compiled',
+           'attention']
 mod = {k: importlib.import_module(f'fb_pass.{k}') for k in MODULES}
 package = os.path.dirname(mod['forward'].__file__)
 
 def rand(*shape, dtype=torch.float32): return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 def labels(): return torch.tensor([0, 1, 2, 1])
+def causal(): return torch.ones(4, 4, dtype=torch.bool).tril()
 def out(*shape):
     t = rand(*shape); t.g = rand(*shape)
     return t
@@ -173,6 +175,22 @@ CALLS = {
                       autograd=lambda: (1, 1)),
         'work': dict(f=lambda: lambda: None), 'ledger': dict(model=model, x=x, targ=labels, rounds=lambda: 1),
         'machine': dict(size=lambda: 8, mb=lambda: 1, dtype=lambda: torch.float32, device=lambda: 'cpu')},
+    'attention': {
+        'embed': dict(ids=labels, weight=x), 'Embedding': dict(weight=x), 'Embedding()': dict(ids=labels),
+        'Softmax()': dict(x=x), **{k: dict(a=lambda: rand(4, 4), v=x) for k in ('average', 'Average()')},
+        'AttentionWeights()': dict(q=x, k=x, mask=causal), 'Attention()': dict(q=x, k=x, v=x, mask=causal),
+        'Product': dict(w=lambda: rand(3, 5)), 'Product()': dict(x=x),
+        'attention_weights': dict(q=x, k=x, mask=causal),
+        'attention': dict(q=x, k=x, v=x, mask=causal),
+        'attention_in_blocks': dict(q=x, k=x, v=x, rows=lambda: 2),
+        'attention_in_blocks_grad': dict(g=x, out=x, lse=lambda: rand(4, 1), q=x, k=x, v=x, rows=lambda: 2),
+        'split_heads': dict(x=x, n_head=lambda: 3, block=lambda: 2),
+        'merge_heads': dict(x=lambda: rand(2, 3, 2, 1)), 'product': dict(x=x, w=lambda: rand(3, 5)),
+        'CausalAttention()': dict(q=x, k=x, v=x), 'CausalAttentionInBlocks': dict(rows=lambda: 2),
+        'CausalAttentionInBlocks()': dict(q=x, k=x, v=x),
+        'CausalSelfAttention': dict(w_qkv=lambda: rand(3, 9), b_qkv=lambda: rand(9), w_out=lambda: rand(3, 3),
+                                    b_out=lambda: rand(3), n_head=lambda: 3, block=lambda: 2, rows=lambda: None),
+        'CausalSelfAttention()': dict(x=x)},
     'compiled': {'compile_step': dict(xb=x, yb=labels, backend=lambda: 'replay')},
 }
 
@@ -203,7 +221,11 @@ def at_most_once(f):
 def trains(f, model, opt, *args, **kwargs):
     return f(model, sgd(model) if opt is None and isinstance(model, mod['modules'].Module) else opt, *args, **kwargs)
 
-g, t, m, c, n, a = (mod[k] for k in ('gradients', 'training', 'modules', 'closures', 'inputs', 'activations'))
+g, t, m, c, n, a, at = (
+    mod[k] for k in ('gradients', 'training', 'modules', 'closures', 'inputs', 'activations', 'attention'))
+def self_attention(**parts):
+    given = {k: make() for k,make in CALLS['attention']['CausalSelfAttention'].items()} | parts
+    return at.CausalSelfAttention(**given)
 HOW = { # calls that are not a plain `function(**arguments)`
     'clear_grads': lambda t: g.clear_grads(t), 'Rule.grads': lambda **a: rule().grads(*a.values()),
     'Rule.add_grads': lambda **a: rule().add_grads(*a.values()),
@@ -228,6 +250,16 @@ HOW = { # calls that are not a plain `function(**arguments)`
     'Dropout()': lambda x: called(a.Dropout(.5, generator()), x),
     'Parts.train': lambda mode: model().train(mode),
     **{k: lambda k=k, **a: applied(getattr(mod['autograd'], k), *a.values()) for k in CALLS['autograd']},
+    'Embedding': lambda weight: called(at.Embedding(weight), labels()),
+    'Embedding()': lambda ids: called(at.Embedding(rand(4, 3)), ids), 'Softmax()': lambda x: called(at.Softmax(), x),
+    **{f'{k}()': lambda made=getattr(at, k), **a: called(made(), *a.values())
+       for k in ('Average', 'AttentionWeights', 'Attention')},
+    'Product': lambda w: called(at.Product(w), x()), 'Product()': lambda x: called(at.Product(rand(3, 5)), x),
+    'CausalAttention()': lambda **a: called(at.CausalAttention(), *a.values()),
+    'CausalAttentionInBlocks': lambda rows: called(at.CausalAttentionInBlocks(rows), x(), x(), x()),
+    'CausalAttentionInBlocks()': lambda **a: called(at.CausalAttentionInBlocks(2), *a.values()),
+    'CausalSelfAttention': lambda **a: called(self_attention(**a), x()),
+    'CausalSelfAttention()': lambda x: called(self_attention(), x),
     'Parameter.add': lambda g: c.Parameter(array(3, 2)).add(g),
     'Layer.build_param': lambda tensor: c.Layer().build_param(tensor),
     **{f'{k}.forward': lambda X, k=k: layers_of_numpy()[k].forward(X)[0] for k in layers_of_numpy()},
