@@ -35,6 +35,7 @@ def fitted():
     return mod['training'].fit(m, sgd(m), pairs(), pairs(), 1, progress=False)
 def net(): return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 3))
 def rule(): return mod['gradients'].Rule(torch.exp, lambda g, out, x: g*out)
+def ours(): return type('Ours', (mod['modules'].Relu,), {})
 def array(*shape): return np.random.default_rng(0).standard_normal(shape)
 def learner():
     c = mod['closures']
@@ -153,6 +154,9 @@ CALLS = {
         'plot_wrong': dict(x=x, targ=lambda: (-x()).argmax(1), logits=x, count=lambda: 2, shape=lambda: (1, 3))},
     'library': {
         'to_linear': dict(w=lambda: rand(3, 5), b=lambda: rand(5)), 'to_torch': dict(model=model),
+        'counterpart': dict(ours=ours, theirs=lambda: type('Theirs', (nn.ReLU,), {}), to=lambda: lambda l: nn.ReLU(),
+                            back=lambda: lambda l: ours()(), weights=lambda: {'w': 'weight'}, optional=lambda: ('w',),
+                            buffers=lambda: {'m': 'mean'}, without=lambda: ('n',), turn=lambda: torch.t),
         'from_torch': dict(net=net, loss=lambda: mod['training'].CrossEntropy()), 'as_torch': dict(model=model),
         'as_torch()': dict(x=x, targ=labels), 'named_weights': dict(model=model),
         'save_weights': dict(model=model, path=lambda: 'weights'),
@@ -284,7 +288,7 @@ def test_modes(module, name, mode):
 
 def test_every_public_callable_is_called():
     named = {name.partition('.')[0].removesuffix('()') for _,name in cases}
-    others = {'Module', 'Op', 'Layer', 'Ledger'} # what they do is done by their subclasses; a list
+    others = {'Module', 'Op', 'Layer', 'Ledger', 'Counterpart'} # what they do is done by subclasses; lists
     others |= {*mod['compiled'].__all__} - {'compile_step'} # its own parts, which take the record that it makes
     print(f'{len(public)} callables, {sum(len(CALLS[k][name]) for k,name in cases)*len(HOSTILE)} hostile calls')
     assert not public - named - others
