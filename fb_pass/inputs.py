@@ -176,13 +176,14 @@ def checked(
     "Let a function check its arguments before it runs; the check alone is its attribute `check`."
     if axes is not None and not callable(axes): check_kind('checked', 'axes', axes, str)
     def decorate(f):
-        names = list(signature(f).parameters)
+        params = signature(f).parameters
+        names,needed = list(params),sum(p.default is p.empty for p in params.values())
         def check(*args, **kwargs):
             if callable(axes): return axes(f.__name__, *args, **kwargs)
             check_inputs(f.__name__, axes, **dict(zip(names, args)), **kwargs)
         @wraps(f)
         def checks_first(*args, **kwargs):
-            look = len(args) + len(kwargs) == len(names) and not getattr(recording, 'on', False)
+            look = needed <= len(args) + len(kwargs) <= len(names) and not getattr(recording, 'on', False)
             if look: check(*args, **kwargs) # else the call says what is missing
             out = f(*args, **kwargs)
             if isinstance(out, torch.Tensor): note_versions(out, dict(zip(names, args)) | kwargs | {'out': out})
