@@ -75,7 +75,7 @@ class Conv2d(Op):
     @typed
     def __init__(self, w: torch.Tensor, # Weights, (c_out, c_in, kh, kw), floating point; kept, not copied
                  b: torch.Tensor=None, # Biases, (c_out,), dtype of `w`; kept, not copied; none by default
-                 stride=1, # Distance of neighboring places; here and below a whole number, or a pair for rows and columns
+                 stride=1, # Distance of neighboring places; this and what follows a number, or a pair of them
                  padding=0, # Zeros on each side of the image
                  dilation=1): # Distance of neighboring entries of a patch
         check_inputs('Conv2d', 'c_out c_in kh kw, c_out', w=w, **({} if b is None else dict(b=b)))
@@ -96,20 +96,18 @@ def _check_images(who, x, size, stride):
 
 @cache
 def max_pool2d_rule(
-    size, # Rows and columns of a window
-    stride, # Distance of the windows in rows and in columns
+    size, # Rows and columns of a window, a pair
+    stride, # Distance of the windows in rows and in columns, a pair
 ) -> Rule: # From images `(n, c, h, w)` to `(n, c, h_out, w_out)`
-    "The rule of a largest entry of each window. As `F.max_pool2d`."
-    def windows(x): return F.unfold(x, size, stride=stride).unflatten(1, (x.shape[1], math.prod(size)))
+    "The rule of the largest entry of each window; of equal ones the first is taken. As `F.max_pool2d`."
+    def taken(x): return F.max_pool2d(x, size, stride, return_indices=True) # and where in the image: row*w + column
 
     @checked(lambda who, x: _check_images(who, x, size, stride))
-    def max_pool2d(x): return windows(x).amax(2).unflatten(2, _places('max_pool2d', x, size, stride))
+    def max_pool2d(x): return taken(x)[0]
 
     def backward(g, out, x):
-        ws = windows(x)
-        first = ws.argmax(2, keepdim=True) # the first of several equal ones
-        spread = torch.zeros_like(ws).scatter(2, first, g.flatten(2)[:,:,None])
-        return F.fold(spread.flatten(1, 2), x.shape[2:], size, stride=stride)
+        where = taken(x)[1].flatten(2)
+        return torch.zeros_like(x).flatten(2).scatter_add(2, where, g.flatten(2)).view_as(x)
     return Rule(max_pool2d, backward)
 
 # %% ../nbs/13_convolution.ipynb #c0000015
@@ -214,5 +212,5 @@ def cnn(
     return Model.from_layers([
         Unflatten(1, 28, 28), conv(1, 8, 5, stride=2, padding=2), Relu(),
         conv(8, 16, 3, padding=1), Relu(), MaxPool2d(2),
-        conv(16, 32, 3, padding=1), Relu(), MaxPool2d(2),
-        Flatten(), Lin(*drawn(32*3*3, 10))], CrossEntropy())
+        conv(16, 48, 3, padding=1), Relu(), MaxPool2d(2),
+        Flatten(), Lin(*drawn(48*3*3, 10))], CrossEntropy())
