@@ -83,7 +83,7 @@ def store(path, found):
 @call_parse
 def main(
     seeds:int=5, # Runs, with the seeds 0, 1, 2, ...
-    epochs:int=4, # How often each run goes through the training digits
+    epochs:int=5, # How often each run goes through the training digits
     threads:int=1, # Threads of torch; the order of its sums, and so the last bits, depend on them
     out:str=str(root/'results'/'cnn.json'), # Where to keep the results, after each run; an interrupted command goes on
 ):
@@ -95,8 +95,8 @@ def main(
     data = normalize(x_train, mean, std), y_train, normalize(pixels, mean, std), y_valid
     path, found = Path(out), kept(Path(out), epochs)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for seed in range(seeds):
-            for k, train in (('by_hand', by_hand), ('torch', by_torch)):
+        for k, train in (('by_hand', by_hand), ('torch', by_torch)):
+            for seed in range(seeds):
                 if len(found[k]) > seed: continue
                 bar = progress.add_task(f'seed {seed}, {k}', total=epochs*len(batches(data, seed)))
                 reached, model = train(data, seed, epochs, lambda: progress.advance(bar))
