@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['conv2d_rule', 'max_pool2d_rule', 'avg_pool2d_rule', 'Conv2d', 'MaxPool2d', 'AvgPool2d', 'flatten', 'Flatten',
-           'unflatten_rule', 'Unflatten', 'cnn']
+           'Unflatten', 'cnn']
 
 # %% ../nbs/13_convolution.ipynb #13c00003
 import math
-from functools import cache
+from functools import cache, wraps
+from inspect import signature
 from numbers import Integral
 
 import torch, torch.nn.functional as F
@@ -30,6 +31,18 @@ def _pair(who, name, v, least):
     if min(pair) < least: raise ValueError(f'{who}: {name} is {v!r}, expected at least {least}')
     return tuple(map(int, pair))
 
+def _paired(**least):
+    "Let a function of settings take them as numbers or pairs, and make one rule for equal ones."
+    def decorate(f):
+        made,params = cache(f),signature(f)
+        @wraps(f)
+        def with_pairs(*args, **settings):
+            given = params.bind(*args, **settings)
+            given.apply_defaults()
+            return made(**{k: _pair(f.__name__, k, v, least[k]) for k,v in given.arguments.items()})
+        return with_pairs
+    return decorate
+
 def _places(who, x, size, stride, padding=(0, 0), dilation=(1, 1)):
     "How many places a window has in the rows and in the columns of images. ValueError if there is none."
     spans = [d*(k - 1) + 1 for k,d in zip(size, dilation)]
@@ -40,11 +53,11 @@ def _places(who, x, size, stride, padding=(0, 0), dilation=(1, 1)):
     return found
 
 # %% ../nbs/13_convolution.ipynb #13c00022
-@cache
+@_paired(stride=1, padding=0, dilation=1)
 def conv2d_rule(
-    stride=(1, 1), # Distance of the places in rows and in columns
-    padding=(0, 0), # Rows and columns of zeros on each side
-    dilation=(1, 1), # Distance of neighbors in a patch
+    stride=1, # Distance of the places; here and below one number, or a pair for rows and columns
+    padding=0, # Zeros on each side
+    dilation=1, # Distance of neighbors in a patch
 ) -> Rule: # From images `(n, c_in, h, w)`, weights `(c_out, c_in, kh, kw)` and, if there are any, biases `(c_out,)`
     "The rule of a convolution: each output is the product of a patch and the weights. As `F.conv2d`."
     how = dict(stride=stride, padding=padding, dilation=dilation)
@@ -72,10 +85,10 @@ def _check_images(who, x, size, stride):
     check_inputs(who, 'n c h w', x=x)
     _places(who, x, size, stride)
 
-@cache
+@_paired(size=1, stride=1)
 def max_pool2d_rule(
-    size, # Rows and columns of a window, a pair
-    stride, # Distance of the windows in rows and in columns, a pair
+    size, # Of a window; one number, or a pair for rows and columns
+    stride, # Distance of the windows, likewise
 ) -> Rule: # From images `(n, c, h, w)` to `(n, c, h_out, w_out)`
     "The rule of the largest entry of each window; of equal ones the first is taken. As `F.max_pool2d`."
     def taken(x): return F.max_pool2d(x, size, stride, return_indices=True) # and where in the image: row*w + column
@@ -89,10 +102,10 @@ def max_pool2d_rule(
     return Rule(max_pool2d, backward)
 
 # %% ../nbs/13_convolution.ipynb #13c00034
-@cache
+@_paired(size=1, stride=1)
 def avg_pool2d_rule(
-    size, # Rows and columns of a window
-    stride, # Distance of the windows in rows and in columns
+    size, # Of a window; one number, or a pair for rows and columns
+    stride, # Distance of the windows, likewise
 ) -> Rule: # From images `(n, c, h, w)` to `(n, c, h_out, w_out)`
     "The rule of the mean of each window. As `F.avg_pool2d`."
     def windows(x): return F.unfold(x, size, stride=stride).unflatten(1, (x.shape[1], math.prod(size)))
@@ -162,17 +175,15 @@ class Flatten(Op):
     rule = Rule(flatten, lambda g, out, x: g.reshape(x.shape))
 
 @cache
-def unflatten_rule(
-    *shape, # Shape of an example
-) -> Rule: # From rows `(n, numbers in an example)` to `(n, *shape)`
-    "The rule of the opposite of `flatten`."
+def _unflatten_rule(*shape):
+    "The rule of the opposite of `flatten`, from rows to examples of a shape."
     @checked(f"n {math.prod(shape)}")
     def unflatten(x): return x.unflatten(1, shape)
     return Rule(unflatten, lambda g, out, x: g.flatten(1))
 
 class Unflatten(Op):
     "Rows `(n, numbers in an example)` in, examples `(n, *shape)` out, such as images `(n, c, h, w)`."
-    rule = property(lambda self: unflatten_rule(*self.shape))
+    rule = property(lambda self: _unflatten_rule(*self.shape))
     @typed
     def __init__(self, *shape: int): # Shape of an example, such as 1, 28, 28
         if not shape or min(shape) < 1: raise ValueError(f'Unflatten: shape is {shape}, expected sizes of at least 1')
@@ -208,7 +219,7 @@ def cnn(
         return w, torch.zeros(n_out, dtype=w.dtype)
     def conv(c_in, c_out, k, **how):
         w,b = drawn(c_in*k*k, c_out) # as many inputs as a patch has numbers
-        return Conv2d(w.t().reshape(c_out, c_in, k, k), b, **how)
+        return Conv2d(w.t().reshape(c_out, c_in, k, k).contiguous(), b, **how)
     return Model.from_layers([
         Unflatten(1, 28, 28), conv(1, 8, 5, stride=2, padding=2), Relu(),
         conv(8, 16, 3, padding=1), Relu(), MaxPool2d(2),

@@ -15,7 +15,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot
 
 MODULES = ['normalization', 'initialization', 'forward', 'backward', 'gradients', 'checks', 'inputs', 'parameters',
-           'norms', 'modules', 'autograd', 'closures', 'training', 'library', 'speed', 'compiled']
+           'norms', 'modules', 'autograd', 'closures', 'training', 'library', 'convolution', 'speed',
+           'compiled']
 mod = {k: importlib.import_module(f'fb_pass.{k}') for k in MODULES}
 package = os.path.dirname(mod['forward'].__file__)
 
@@ -168,6 +169,17 @@ CALLS = {
                       autograd=lambda: (1, 1)),
         'work': dict(f=lambda: lambda: None), 'ledger': dict(model=model, x=x, targ=labels, rounds=lambda: 1),
         'machine': dict(size=lambda: 8, mb=lambda: 1, dtype=lambda: torch.float32, device=lambda: 'cpu')},
+    'convolution': {
+        'conv2d_rule': dict(stride=lambda: (1, 1), padding=lambda: (1, 0), dilation=lambda: (1, 1)),
+        'max_pool2d_rule': dict(size=lambda: (2, 2), stride=lambda: (1, 1)),
+        'avg_pool2d_rule': dict(size=lambda: (2, 2), stride=lambda: (1, 1)),
+        'Conv2d': dict(w=lambda: rand(2, 3, 2, 2), b=lambda: rand(2), stride=lambda: 1, padding=lambda: 1,
+                       dilation=lambda: (1, 1)),
+        'Conv2d()': dict(x=lambda: rand(4, 3, 5, 5)),
+        **{k: dict(size=lambda: 2, stride=lambda: 1) for k in ('MaxPool2d', 'AvgPool2d')},
+        **{k: dict(x=lambda: rand(4, 3, 5, 5)) for k in ('MaxPool2d()', 'AvgPool2d()', 'Flatten()', 'flatten')},
+        'Unflatten': dict(size=lambda: 3), 'Unflatten()': dict(x=x),
+        'cnn': dict(generator=lambda: torch.Generator(), dtype=lambda: torch.float64)},
     'compiled': {'compile_step': dict(xb=x, yb=labels, backend=lambda: 'replay')},
 }
 
@@ -198,7 +210,7 @@ def at_most_once(f):
 def trains(f, model, opt, *args, **kwargs):
     return f(model, sgd(model) if opt is None and isinstance(model, mod['modules'].Module) else opt, *args, **kwargs)
 
-g, t, m, c, n = (mod[k] for k in ('gradients', 'training', 'modules', 'closures', 'inputs'))
+g, t, m, c, n, v = (mod[k] for k in ('gradients', 'training', 'modules', 'closures', 'inputs', 'convolution'))
 HOW = { # calls that are not a plain `function(**arguments)`
     'clear_grads': lambda t: g.clear_grads(t), 'Rule.grads': lambda **a: rule().grads(*a.values()),
     'Rule.add_grads': lambda **a: rule().add_grads(*a.values()),
@@ -213,6 +225,15 @@ HOW = { # calls that are not a plain `function(**arguments)`
     'Model.from_layers': lambda layers, loss: called(m.Model.from_layers(layers, loss), x(), labels()),
     'Model()': lambda x, targ: called(m.Model(rand(3, 5), rand(5), rand(5, 1), rand(1)), x, targ),
     'CrossEntropy()': lambda **a: called(t.CrossEntropy(), *a.values()),
+    **{k: lambda k=k, **a: called(type(k, (m.Op,), dict(rule=getattr(v, k)(*a.values())))(), rand(4, 3, 5, 5))
+       for k in ('max_pool2d_rule', 'avg_pool2d_rule')},
+    'conv2d_rule': lambda **a: v.conv2d_rule(**a).forward(rand(4, 3, 5, 5), rand(2, 3, 2, 2)),
+    'Conv2d': lambda **a: called(v.Conv2d(**a), rand(4, 3, 5, 5)),
+    'Conv2d()': lambda x: called(v.Conv2d(rand(2, 3, 2, 2), rand(2)), x),
+    **{k: lambda k=k, **a: called(getattr(v, k)(**a), rand(4, 3, 5, 5)) for k in ('MaxPool2d', 'AvgPool2d')},
+    **{f'{k}()': lambda x, k=k: called(getattr(v, k)(2), x) for k in ('MaxPool2d', 'AvgPool2d')},
+    'Flatten()': lambda x: called(v.Flatten(), x), 'Unflatten': lambda size: called(v.Unflatten(size), x()),
+    'Unflatten()': lambda x: called(v.Unflatten(3, 1), x),
     **{k: lambda k=k, **a: applied(getattr(mod['autograd'], k), *a.values()) for k in CALLS['autograd']},
     'Parameter.add': lambda g: c.Parameter(array(3, 2)).add(g),
     'Layer.build_param': lambda tensor: c.Layer().build_param(tensor),
