@@ -121,8 +121,8 @@ def avg_pool2d_rule(
 # %% ../nbs/13_convolution.ipynb #13c00037
 class Conv2d(Op):
     "A convolution: `(n, c_in, h, w)` in, `(n, c_out, h_out, w_out)` out. A call raises ValueError or TypeError."
-    uses = property(lambda self: ('w',) if self.b is None else ('w', 'b'))
-    rule = property(lambda self: conv2d_rule(self.stride, self.padding, self.dilation))
+    uses = property(lambda self: ('w',) if self.b is None else ('w', 'b'), doc='Without a bias that is not there.')
+    rule = property(lambda self: conv2d_rule(self.stride, self.padding, self.dilation), doc='With these settings.')
     @typed
     def __init__(self, w: torch.Tensor, # Weights, (c_out, c_in, kh, kw), floating point; kept, not copied
                  b: torch.Tensor=None, # Biases, (c_out,), dtype of `w`; kept, not copied; none by default
@@ -152,11 +152,11 @@ class _Pool(Op):
 
 class MaxPool2d(_Pool):
     "The largest entry of each window, `(n, c, h, w)` in, `(n, c, h_out, w_out)` out; of equal ones the first counts."
-    rule = property(lambda self: max_pool2d_rule(self.size, self.stride))
+    rule = property(lambda self: max_pool2d_rule(self.size, self.stride), doc='With these settings.')
 
 class AvgPool2d(_Pool):
     "The mean of each window, `(n, c, h, w)` in, `(n, c, h_out, w_out)` out."
-    rule = property(lambda self: avg_pool2d_rule(self.size, self.stride))
+    rule = property(lambda self: avg_pool2d_rule(self.size, self.stride), doc='With these settings.')
 
 # %% ../nbs/13_convolution.ipynb #13c00039
 def _check_rows(who, x):
@@ -183,7 +183,7 @@ def _unflatten_rule(*shape):
 
 class Unflatten(Op):
     "Rows `(n, numbers in an example)` in, examples `(n, *shape)` out, such as images `(n, c, h, w)`."
-    rule = property(lambda self: _unflatten_rule(*self.shape))
+    rule = property(lambda self: _unflatten_rule(*self.shape), doc='With these settings.')
     @typed
     def __init__(self, *shape: int): # Shape of an example, such as 1, 28, 28
         if not shape or min(shape) < 1: raise ValueError(f'Unflatten: shape is {shape}, expected sizes of at least 1')
