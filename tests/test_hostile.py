@@ -15,8 +15,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot
 
 MODULES = ['normalization', 'initialization', 'forward', 'backward', 'gradients', 'checks', 'inputs', 'parameters',
-           'norms', 'modules', 'autograd', 'closures', 'training', 'activations', 'library', 'speed', 'compiled',
-           'attention']
+           'norms', 'modules', 'autograd', 'closures', 'training', 'activations', 'library', 'convolution', 'speed',
+           'compiled', 'attention']
 mod = {k: importlib.import_module(f'fb_pass.{k}') for k in MODULES}
 package = os.path.dirname(mod['forward'].__file__)
 
@@ -38,6 +38,7 @@ def fitted():
 def net(): return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 3))
 def rule(): return mod['gradients'].Rule(torch.exp, lambda g, out, x: g*out)
 def generator(): return torch.Generator().manual_seed(0)
+def ours(): return type('Ours', (mod['modules'].Relu,), {})
 def array(*shape): return np.random.default_rng(0).standard_normal(shape)
 def learner():
     c = mod['closures']
@@ -164,6 +165,9 @@ CALLS = {
         'Gelu': dict(approximate=lambda: 'tanh'), 'Dropout': dict(p=lambda: .5, generator=generator)},
     'library': {
         'to_linear': dict(w=lambda: rand(3, 5), b=lambda: rand(5)), 'to_torch': dict(model=model),
+        'counterpart': dict(ours=ours, theirs=lambda: type('Theirs', (nn.ReLU,), {}), to=lambda: lambda l: nn.ReLU(),
+                            back=lambda: lambda l: ours()(), weights=lambda: {'w': 'weight'}, optional=lambda: ('w',),
+                            buffers=lambda: {'m': 'mean'}, without=lambda: ('n',), turn=lambda: torch.t),
         'from_torch': dict(net=net, loss=lambda: mod['training'].CrossEntropy()), 'as_torch': dict(model=model),
         'as_torch()': dict(x=x, targ=labels), 'named_weights': dict(model=model),
         'save_weights': dict(model=model, path=lambda: 'weights'),
@@ -191,6 +195,17 @@ CALLS = {
         'CausalSelfAttention': dict(w_qkv=lambda: rand(3, 9), b_qkv=lambda: rand(9), w_out=lambda: rand(3, 3),
                                     b_out=lambda: rand(3), n_head=lambda: 3, block=lambda: 2, rows=lambda: None),
         'CausalSelfAttention()': dict(x=x)},
+    'convolution': {
+        'conv2d_rule': dict(stride=lambda: (1, 1), padding=lambda: (1, 0), dilation=lambda: (1, 1)),
+        'max_pool2d_rule': dict(size=lambda: (2, 2), stride=lambda: (1, 1)),
+        'avg_pool2d_rule': dict(size=lambda: (2, 2), stride=lambda: (1, 1)),
+        'Conv2d': dict(w=lambda: rand(2, 3, 2, 2), b=lambda: rand(2), stride=lambda: 1, padding=lambda: 1,
+                       dilation=lambda: (1, 1)),
+        'Conv2d()': dict(x=lambda: rand(4, 3, 5, 5)),
+        **{k: dict(size=lambda: 2, stride=lambda: 1) for k in ('MaxPool2d', 'AvgPool2d')},
+        **{k: dict(x=lambda: rand(4, 3, 5, 5)) for k in ('MaxPool2d()', 'AvgPool2d()', 'Flatten()', 'flatten')},
+        'Unflatten': dict(size=lambda: 3), 'Unflatten()': dict(x=x),
+        'cnn': dict(generator=lambda: torch.Generator(), dtype=lambda: torch.float64)},
     'compiled': {'compile_step': dict(xb=x, yb=labels, backend=lambda: 'replay')},
 }
 
@@ -221,8 +236,9 @@ def at_most_once(f):
 def trains(f, model, opt, *args, **kwargs):
     return f(model, sgd(model) if opt is None and isinstance(model, mod['modules'].Module) else opt, *args, **kwargs)
 
-g, t, m, c, n, a, at = (
-    mod[k] for k in ('gradients', 'training', 'modules', 'closures', 'inputs', 'activations', 'attention'))
+g, t, m, c, n, a, at, v = (
+    mod[k] for k in ('gradients', 'training', 'modules', 'closures', 'inputs', 'activations', 'attention',
+                    'convolution'))
 def self_attention(**parts):
     given = {k: make() for k,make in CALLS['attention']['CausalSelfAttention'].items()} | parts
     return at.CausalSelfAttention(**given)
@@ -249,6 +265,15 @@ HOW = { # calls that are not a plain `function(**arguments)`
     'Dropout': lambda **k: called(a.Dropout(**k), x()),
     'Dropout()': lambda x: called(a.Dropout(.5, generator()), x),
     'Parts.train': lambda mode: model().train(mode),
+    **{k: lambda k=k, **a: called(type(k, (m.Op,), dict(rule=getattr(v, k)(*a.values())))(), rand(4, 3, 5, 5))
+       for k in ('max_pool2d_rule', 'avg_pool2d_rule')},
+    'conv2d_rule': lambda **a: v.conv2d_rule(**a).forward(rand(4, 3, 5, 5), rand(2, 3, 2, 2)),
+    'Conv2d': lambda **a: called(v.Conv2d(**a), rand(4, 3, 5, 5)),
+    'Conv2d()': lambda x: called(v.Conv2d(rand(2, 3, 2, 2), rand(2)), x),
+    **{k: lambda k=k, **a: called(getattr(v, k)(**a), rand(4, 3, 5, 5)) for k in ('MaxPool2d', 'AvgPool2d')},
+    **{f'{k}()': lambda x, k=k: called(getattr(v, k)(2), x) for k in ('MaxPool2d', 'AvgPool2d')},
+    'Flatten()': lambda x: called(v.Flatten(), x), 'Unflatten': lambda size: called(v.Unflatten(size), x()),
+    'Unflatten()': lambda x: called(v.Unflatten(3, 1), x),
     **{k: lambda k=k, **a: applied(getattr(mod['autograd'], k), *a.values()) for k in CALLS['autograd']},
     'Embedding': lambda weight: called(at.Embedding(weight), labels()),
     'Embedding()': lambda ids: called(at.Embedding(rand(4, 3)), ids), 'Softmax()': lambda x: called(at.Softmax(), x),
@@ -334,7 +359,7 @@ def test_modes(module, name, mode):
 
 def test_every_public_callable_is_called():
     named = {name.partition('.')[0].removesuffix('()') for _,name in cases}
-    others = {'Module', 'Op', 'Layer', 'Ledger'} # what they do is done by their subclasses; a list
+    others = {'Module', 'Op', 'Layer', 'Ledger', 'Counterpart'} # what they do is done by subclasses; lists
     others |= {*mod['compiled'].__all__} - {'compile_step'} # its own parts, which take the record that it makes
     print(f'{len(public)} callables, {sum(len(CALLS[k][name]) for k,name in cases)*len(HOSTILE)} hostile calls')
     assert not public - named - others

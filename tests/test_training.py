@@ -432,9 +432,9 @@ def test_there_and_back():
 @pytest.mark.parametrize('f, words', [
     (lambda: to_torch(Model.from_layers([Flatten()], CrossEntropy())), 'layer 0, Flatten(), has no counterpart'),
     (lambda: from_torch(nn.Sequential(nn.Linear(3, 2, bias=False))), 'layer 0'),
-    (lambda: from_torch(nn.Sequential(nn.ReLU(), nn.Sigmoid())), 'layer 1, Sigmoid()'),
+    (lambda: from_torch(nn.Sequential(nn.ReLU(), nn.Softsign())), 'layer 1, Softsign()'),
     (lambda: named_weights(nn.Linear(3, 2)), 'expected a Model or an nn.Sequential'),
-    (lambda: named_weights(nn.Sequential(nn.Conv2d(1, 1, 1))), 'layer 0'),
+    (lambda: named_weights(nn.Sequential(nn.Conv3d(1, 1, 1))), 'layer 0'),
 ])
 def test_layers_without_a_counterpart(f, words):
     with pytest.raises(TypeError) as e: f()

@@ -481,8 +481,51 @@ def speed():
     return p
 
 
+# The convolutional network
+
+def _kept_cnn():
+    path = Path(__file__).resolve().parent.parent/'results'/'cnn.json'
+    return json.loads(path.read_text(encoding='utf-8'))['figures']
+
+def _map(p, x, y, values, cell, top, gap=0.):
+    "A map of numbers with its upper left corner at `x, y`, positive ones blue, negative ones red."
+    levels = {}
+    for i, row in enumerate(values):
+        for j, o in enumerate(row): levels.setdefault(round(4*o/top), []).append((x + j*cell, y + i*cell))
+    for level, corners in sorted(levels.items()):
+        if level: p.squares(corners, cell - gap, blend(VALUE if level > 0 else GRAD, abs(level)/4))
+
+def cnn_filters():
+    filters = _kept_cnn()['filters']
+    p = Picture('Filters of the first layer', '''The eight kernels of the first convolution after training, as maps of
+        five by five weights, positive ones blue and negative ones red. Most of them have a positive and a negative
+        side: they respond to strokes and edges of one direction.''', 282)
+    p.heading(26, 'What the first layer looks for')
+    top, cell = max(abs(v) for f in filters for row in f for v in row), 16
+    for k, f in enumerate(filters):
+        x, y = 32 + 104*(k % 4), 52 + 98*(k//4)
+        _map(p, x, y, f, cell, top, gap=.6)
+        p.frame(x, y, 5*cell, 5*cell, PARAM)
+    p.note(16, 262, 'blue: positive weights; red: negative ones')
+    return p
+
+def cnn_wrong():
+    wrong = _kept_cnn()['wrong']
+    p = Picture('Wrong answers of the network', '''Twelve digits of the validation set that the network got wrong and
+        was surest of. Below each stand its label, the answer of the network, and the probability that it gave.''', 474)
+    p.heading(26, 'Surest, and wrong')
+    cell = 3
+    for k, o in enumerate(wrong):
+        x, y = 24 + 106*(k % 4), 46 + 140*(k//4)
+        _map(p, x, y, [o['pixels'][28*i:28*i+28] for i in range(28)], cell, 255)
+        p.frame(x, y, 28*cell, 28*cell, VALUE)
+        p.text(x + 14*cell, y + 28*cell + 14, f"{o['label']}, said {o['said']}", size=SMALL)
+        p.text(x + 14*cell, y + 28*cell + 33, f"{100*o['sure']:.1f} %", size=SMALL, color=PALE)
+    return p
+
+
 PICTURES = {f.__name__: f for f in (hero, matmul_grad, outer_vs_matmul, kaiming_depth, broadcast_trap,
-                                    finite_difference, closures, speed)}
+                                    finite_difference, closures, speed, cnn_filters, cnn_wrong)}
 PICTURES |= {'network': lambda: network(False), 'network_backward': lambda: network(True)}
 
 def draw_all(folder):

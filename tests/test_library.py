@@ -1,0 +1,167 @@
+"Counterparts: what a room declares about a layer is all that the conversions, the names and the files need."
+import pytest
+import torch
+from fb_pass import library
+from fb_pass.gradients import Rule
+from fb_pass.library import counterpart, from_torch, load_weights, named_weights, save_weights, to_torch
+from fb_pass.modules import Lin, Model, Module, Op, Relu
+from fb_pass.training import CrossEntropy
+from torch import nn
+
+scale_rule = Rule(lambda x, w: x*w.t(), lambda g, out, x, w: (g*w.t(), (g*x).sum(0)[:,None]))
+
+class Scale(Op): # keeps a column where torch's layer keeps a row
+    rule,uses = scale_rule,('w',)
+    def __init__(self, w, shift=None, power=1): self.w,self.shift,self.power = w,shift,power
+class TorchScale(nn.Module):
+    __constants__ = ['power', 'sign']
+    def __init__(self, power=1, sign=1, mean=True):
+        super().__init__()
+        self.row,self.late,self.power,self.sign = nn.Parameter(torch.rand(1, 3)),None,power,sign
+        if mean: self.register_buffer('mean', torch.zeros(3)); self.register_buffer('calls', torch.tensor(0))
+    def forward(self, x): return x*self.row
+
+@pytest.fixture(autouse=True)
+def declared(monkeypatch):
+    "The layers above, which are forgotten after each test."
+    monkeypatch.setattr(library, '_known', dict(library._known))
+    Scale.mean = None
+    counterpart(Scale, TorchScale, lambda l: TorchScale(l.power), lambda l, w, shift=None: Scale(w, shift, l.power),
+                weights=dict(w='row', shift='late'), optional=('shift',), buffers=dict(mean='mean'),
+                without=('calls',), turn=torch.t)
+
+def of(*layers): return Model.from_layers(layers, CrossEntropy())
+def scale(**kw):
+    layer = Scale(torch.rand(3, 1).double(), **kw)
+    layer.mean = torch.rand(3).double()
+    return layer
+
+def test_a_declared_layer_is_converted_both_ways():
+    model = of(scale(power=2))
+    layer, = net = to_torch(model)
+    assert torch.equal(layer.row, model.layers[0].w.t()) and layer.row.is_contiguous() and layer.power == 2
+    assert isinstance(layer.row, nn.Parameter) and layer.row.dtype == torch.float64
+    assert torch.equal(layer.mean, model.layers[0].mean) and layer.mean is not model.layers[0].mean
+    again, = from_torch(net).layers
+    assert torch.equal(again.w, model.layers[0].w) and torch.equal(again.mean, model.layers[0].mean)
+    assert again.power == 2 and again.shift is None and again.w.data_ptr() != layer.row.data_ptr()
+
+def test_its_parameters_have_our_names_and_layout(tmp_path):
+    model = of(scale())
+    model.layers[0].mean = None
+    net = nn.Sequential(TorchScale(mean=False).double())
+    save_weights(model, tmp_path/'w'); load_weights(net, tmp_path/'w')
+    assert list(named_weights(net)) == list(named_weights(model)) == ['layers.0.w']
+    assert torch.equal(net[0].row, model.layers[0].w.t())
+    named_weights(net)['layers.0.w'].zero_()
+    assert not net[0].row.any(), 'a view'
+    with pytest.raises(TypeError, match='layer 0, .* more to save'): named_weights(to_torch(of(scale())))
+
+def test_a_parameter_that_may_be_missing():
+    net = to_torch(of(scale(shift=torch.rand(2, 3).double())))
+    assert net[0].late.shape == (3, 2)
+    assert from_torch(net).layers[0].shift.shape == (2, 3)
+    del net[0].row; net[0].row = None
+    with pytest.raises(TypeError, match='its own row'): from_torch(net)
+
+def test_a_setting_that_ours_does_not_have():
+    with pytest.raises(TypeError, match='from_torch: layer 1, .*its sign cannot be carried over'):
+        from_torch(nn.Sequential(nn.ReLU(), TorchScale(sign=-1)))
+    from_torch(nn.Sequential(nn.ReLU(inplace=True))) # which changes no number
+
+def test_a_pair_is_the_same_setting_as_a_number():
+    layer = TorchScale(); layer.power = (2, 2)
+    counterpart(Scale, TorchScale, lambda l: TorchScale(2), weights=dict(w='row'), buffers=dict(mean='mean'),
+                without=('calls',), turn=torch.t)
+    assert isinstance(from_torch(nn.Sequential(layer)).layers[0], Scale)
+    layer.power = (2, 3)
+    with pytest.raises(TypeError, match='its power'): from_torch(nn.Sequential(layer))
+
+def test_what_torch_keeps_beside_it_is_refused():
+    for name in ('calls', 'mean'):
+        layer = TorchScale(); delattr(layer, name)
+        with pytest.raises(TypeError, match=f'its own {name}'): from_torch(nn.Sequential(layer))
+    layer = TorchScale(); layer.register_buffer('more', torch.zeros(1))
+    with pytest.raises(TypeError, match='its own more'): from_torch(nn.Sequential(layer))
+
+def test_what_ours_keeps_beside_it_is_refused():
+    layer = scale(); layer.other = torch.ones(3)
+    with pytest.raises(TypeError, match='to_torch: layer 0.*its own .*other'): to_torch(of(layer))
+
+def test_dtypes_that_differ_are_refused():
+    with pytest.raises(TypeError, match='to_torch: layer 0: dtypes differ'): to_torch(of(scale(shift=torch.rand(2, 3))))
+    layer = TorchScale(); layer.late = nn.Parameter(torch.rand(2, 3).half())
+    with pytest.raises(TypeError, match='from_torch: layer 1: dtypes differ'):
+        from_torch(nn.Sequential(nn.ReLU(), layer))
+
+def test_one_tensor_in_two_layouts_is_refused():
+    w = torch.rand(3, 3)
+    class Square(Scale): "Keeps its parameter as torch does."
+    class TorchSquare(TorchScale): pass
+    counterpart(Square, TorchSquare, weights=dict(w='row'), buffers=dict(mean='mean'), without=('calls',))
+    square = Square(w); square.mean = torch.zeros(3)
+    with pytest.raises(TypeError, match='to_torch: layer 1: a parameter is shared .* another layout'):
+        to_torch(of(Lin(w, torch.zeros(3)), square))
+    net = nn.Sequential(nn.Linear(3, 3), TorchSquare())
+    net[1].row = net[0].weight
+    with pytest.raises(TypeError, match='from_torch: layer 1: a parameter is shared'): from_torch(net)
+
+def test_one_bias_may_belong_to_layers_of_two_layouts():
+    b = torch.rand(3)
+    class Shift(Op):
+        rule,uses = Rule(lambda x, b: x + b, lambda g, out, x, b: (g, g.sum(0))),('b',)
+        def __init__(self, b): self.b = b
+    class TorchShift(nn.Module):
+        def __init__(self): super().__init__(); self.b = nn.Parameter(torch.zeros(3))
+        def forward(self, x): return x + self.b
+    counterpart(Shift, TorchShift, weights=dict(b='b'))
+    net = to_torch(of(Lin(torch.rand(2, 3), b), Shift(b)))
+    assert net[0].bias is net[1].b and len(from_torch(net).params) == 2
+
+def test_training_is_carried_over():
+    class Mode(Relu): training = False
+    class TorchMode(nn.ReLU): pass
+    counterpart(Mode, TorchMode)
+    net = to_torch(of(Mode(), Relu()))
+    assert not net[0].training and net[1].training
+    model = from_torch(net)
+    assert model.layers[0].training is False and not hasattr(model.layers[1], 'training')
+    net.train(); assert from_torch(net).layers[0].training is True
+
+def test_no_random_number_is_drawn():
+    counterpart(Scale, TorchScale, lambda l: TorchScale(), weights=dict(w='row'), buffers=dict(mean='mean'),
+                without=('calls',), turn=torch.t)
+    model,state = of(scale()),torch.get_rng_state()
+    from_torch(to_torch(model))
+    assert torch.equal(torch.get_rng_state(), state)
+
+def test_the_nearest_class_counts():
+    class Sub(Relu): pass
+    class Other(nn.ReLU): pass
+    counterpart(Sub, Other)
+    assert type(to_torch(of(Sub()))[0]) is Other and type(to_torch(of(Relu()))[0]) is nn.ReLU
+    class Third(Sub): pass
+    assert type(to_torch(of(Third()))[0]) is Other
+    assert type(from_torch(nn.Sequential(Other())).layers[0]) is Sub
+
+@pytest.mark.parametrize('args, kwargs, error, words', [
+    ((nn.ReLU, nn.ReLU), {}, TypeError, 'ours is ReLU, expected a subclass of fb_pass.modules.Module'),
+    ((Relu, Relu), {}, TypeError, 'theirs is Relu, expected a subclass of torch.nn'),
+    ((Relu(), nn.ReLU), {}, TypeError, 'ours is a Relu'),
+    ((Relu, nn.ReLU), dict(weights={1: 'w'}), TypeError, 'weights is'),
+    ((Relu, nn.ReLU), dict(buffers=dict(a=None)), TypeError, 'buffers is'),
+    ((Relu, nn.ReLU), dict(without=(3,)), TypeError, 'without is'),
+    ((Relu, nn.ReLU), dict(optional=('w',)), ValueError, 'optional is')])
+def test_a_declaration_that_makes_no_sense(args, kwargs, error, words):
+    before = dict(library._known)
+    with pytest.raises(error, match=words): counterpart(*args, **kwargs)
+    assert library._known == before
+
+def test_what_has_no_counterpart_is_named_with_what_has_one():
+    class Alone(Module):
+        def forward(self, x): return x
+        def bwd(self, out, x): pass
+    with pytest.raises(TypeError, match='layer 0, Alone.., has no counterpart: expected .*Lin or .*Scale.*imported'):
+        to_torch(of(Alone()))
+    with pytest.raises(TypeError, match='layer 0, Hardtanh.*has no counterpart: expected .*Linear or .*TorchScale'):
+        from_torch(nn.Sequential(nn.Hardtanh()))
