@@ -10,8 +10,10 @@ __all__ = ['sigmoid_rule', 'tanh_rule', 'gelu_rule', 'silu_rule', 'gelu_tanh_rul
 import math
 
 import torch
+from torch import nn
 from .gradients import Rule
 from .inputs import check_inputs, checked, typed
+from .library import counterpart
 from .modules import Op
 
 # %% ../nbs/12_activations.ipynb #act00010
@@ -82,13 +84,12 @@ gelu_tanh_rule = Rule(gelu_tanh, _gelu_tanh_backward)
 
 class Gelu(Op):
     "`gelu` as a layer, any shape in, the same shape out; or `gelu_tanh`. ValueError for any other `approximate`."
-    rule = gelu_rule
+    rule = property(lambda self: gelu_tanh_rule if self.approximate == 'tanh' else gelu_rule, doc='The one chosen.')
     @typed
     def __init__(self, approximate: str='none'): # 'none' for the normal distribution, 'tanh' for the approximation
         if approximate not in ('none', 'tanh'):
             raise ValueError(f"Gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
         self.approximate = approximate
-        if approximate == 'tanh': self.rule = gelu_tanh_rule
     def __repr__(self): return 'Gelu()' if self.approximate == 'none' else f'Gelu({self.approximate!r})'
 
 # %% ../nbs/12_activations.ipynb #act00027
@@ -129,3 +130,14 @@ class Dropout(Op):
         self.mask = self.draw(x)
         return super().forward(x)
     def __repr__(self): return f'Dropout({self.p:g})'
+
+# %% ../nbs/12_activations.ipynb #12c0b002
+def _like_dropout(l):
+    if l.generator is not None: raise TypeError('to_torch: the generator of a Dropout cannot be carried over')
+    return nn.Dropout(l.p)
+
+counterpart(Sigmoid, nn.Sigmoid)
+counterpart(Tanh, nn.Tanh)
+counterpart(Silu, nn.SiLU)
+counterpart(Gelu, nn.GELU, lambda l: nn.GELU(l.approximate), lambda l: Gelu(l.approximate))
+counterpart(Dropout, nn.Dropout, _like_dropout, lambda l: Dropout(l.p))

@@ -10,9 +10,11 @@ __all__ = ['embed_rule', 'softmax_rule', 'weights_rule', 'average_rule', 'attent
 
 # %% ../nbs/15_attention.ipynb #3dc636e2
 import torch
+from torch import nn
 from .backward import lin_rule
 from .gradients import Rule, add_grad, upstream_grad
 from .inputs import check_inputs, check_kind, checked, typed
+from .library import counterpart
 from .modules import Module, Op
 from .training import softmax
 
@@ -56,6 +58,8 @@ softmax_rule = Rule(softmax, lambda g, p, x: p*(g - (g*p).sum(-1, keepdim=True))
 class Softmax(Op):
     "`softmax` as a layer: scores `(..., c)` in, probabilities along the last axis out."
     rule = softmax_rule
+
+counterpart(Softmax, nn.Softmax, lambda l: nn.Softmax(-1))
 
 # %% ../nbs/15_attention.ipynb #8c7456e6
 def _check_heads(name, q, k, v):

@@ -195,17 +195,19 @@ def as_torch(
 
 # %% ../nbs/10_library.ipynb #d775b0d6
 def _walk_torch(net):
-    "As `named_params`, for the torch counterpart of a model: names, and views of the parameters in our layout."
+    "Names, and views in our layout, of the parameters and buffers of the torch counterpart of a model."
     if not isinstance(net, nn.Sequential): raise TypeError(f'{net!r}: expected a Model or an nn.Sequential')
     if len(net.state_dict()) != sum(len(l.state_dict()) for l in net):
         raise TypeError(f'{net!r} has parameters beside those of its layers')
     for i,l in enumerate(net):
         c,held = _counterpart(type(l)),l.state_dict()
         if not held: continue
-        if c is None or not held.keys() <= {*c.weights.values()}:
+        if c is None or not held.keys() <= {*c.weights.values(), *c.buffers.values(), *c.without}:
             raise TypeError(f'layer {i}, {l}, has more to save than we have names for')
         for k,name in c.weights.items():
             if name in held: yield f'layers.{i}.{k}', c.turn(getattr(l, name).detach())
+        for k,name in c.buffers.items():
+            if name in held: yield f'layers.{i}.{k}', getattr(l, name).detach()
 
 # %% ../nbs/10_library.ipynb #2c9c3eab
 def named_weights(

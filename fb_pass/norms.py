@@ -10,8 +10,10 @@ import math
 from functools import cache, wraps
 
 import torch
+from torch import nn
 from .gradients import Rule, add_grad, upstream_grad
 from .inputs import check_inputs, check_stats, checked, typed
+from .library import counterpart
 from .modules import Op
 
 # %% ../nbs/14_norms.ipynb #nr008
@@ -226,6 +228,22 @@ class BatchNorm(Op):
         self.running_var += self.momentum*(var - self.running_var)
 
     def __repr__(self): return f'{type(self).__name__}({len(self.weight)})'
+
+# %% ../nbs/14_norms.ipynb #14c0b002
+def _like_batch_norm(l):
+    kind = nn.BatchNorm2d if l.args and l.args[0].ndim == 4 else nn.BatchNorm1d
+    return kind(len(l.weight), l.eps, l.momentum)
+
+counterpart(LayerNorm, nn.LayerNorm, lambda l: nn.LayerNorm(len(l.weight), l.eps, bias=l.bias is not None),
+            lambda l, **ts: LayerNorm(**ts, eps=l.eps), weights=dict(weight='weight', bias='bias'), optional=('bias',))
+for kind in nn.BatchNorm2d, nn.BatchNorm1d:
+    counterpart(BatchNorm, kind, _like_batch_norm, lambda l, **ts: BatchNorm(**ts, eps=l.eps, momentum=l.momentum),
+                weights=dict(weight='weight', bias='bias'), without=('num_batches_tracked',),
+                buffers=dict(running_mean='running_mean', running_var='running_var'))
+if hasattr(nn, 'RMSNorm'): # from torch 2.4 on
+    counterpart(RmsNorm, nn.RMSNorm, lambda l: nn.RMSNorm(len(l.weight), l.eps),
+                lambda l, weight: RmsNorm(weight, torch.finfo(weight.dtype).eps if l.eps is None else l.eps),
+                weights=dict(weight='weight'))
 
 # %% ../nbs/14_norms.ipynb #nr043
 @typed

@@ -2,16 +2,21 @@
 import pytest
 import torch
 from fb_pass import library
+from fb_pass.activations import Dropout, Gelu, Sigmoid, Silu, Tanh
+from fb_pass.attention import Softmax
+from fb_pass.checks import check_grad
+from fb_pass.convolution import AvgPool2d, Conv2d, Flatten, MaxPool2d, Unflatten
 from fb_pass.gradients import Rule
 from fb_pass.library import counterpart, from_torch, load_weights, named_weights, save_weights, to_torch
 from fb_pass.modules import Lin, Model, Module, Op, Relu
+from fb_pass.norms import BatchNorm, LayerNorm, RmsNorm
 from fb_pass.training import CrossEntropy
 from torch import nn
 
 scale_rule = Rule(lambda x, w: x*w.t(), lambda g, out, x, w: (g*w.t(), (g*x).sum(0)[:,None]))
 
 class Scale(Op): # keeps a column where torch's layer keeps a row
-    rule,uses = scale_rule,('w',)
+    rule,uses,buffers = scale_rule,('w',),('mean',)
     def __init__(self, w, shift=None, power=1): self.w,self.shift,self.power = w,shift,power
 class TorchScale(nn.Module):
     __constants__ = ['power', 'sign']
@@ -55,7 +60,16 @@ def test_its_parameters_have_our_names_and_layout(tmp_path):
     assert torch.equal(net[0].row, model.layers[0].w.t())
     named_weights(net)['layers.0.w'].zero_()
     assert not net[0].row.any(), 'a view'
-    with pytest.raises(TypeError, match='layer 0, .* more to save'): named_weights(to_torch(of(scale())))
+
+def test_buffers_are_in_the_files_of_both(tmp_path):
+    model = of(scale())
+    net = to_torch(model)
+    assert list(named_weights(net)) == list(named_weights(model)) == ['layers.0.w', 'layers.0.mean']
+    model.layers[0].mean += 1
+    save_weights(model, tmp_path/'w'); load_weights(net, tmp_path/'w')
+    assert torch.equal(net[0].mean, model.layers[0].mean)
+    net[0].register_buffer('more', torch.zeros(1))
+    with pytest.raises(TypeError, match='layer 0, .* more to save'): named_weights(net)
 
 def test_a_parameter_that_may_be_missing():
     net = to_torch(of(scale(shift=torch.rand(2, 3).double())))
@@ -165,3 +179,43 @@ def test_what_has_no_counterpart_is_named_with_what_has_one():
         to_torch(of(Alone()))
     with pytest.raises(TypeError, match='layer 0, Hardtanh.*has no counterpart: expected .*Linear or .*TorchScale'):
         from_torch(nn.Sequential(nn.Hardtanh()))
+
+
+def rand(*shape): return torch.rand(*shape, dtype=torch.float64)
+def conv(**kw): return Conv2d(rand(2, 2, 3, 3), rand(2), **kw)
+def seen(layer, *shape):
+    layer(rand(*shape)) # which says whether these are rows or images
+    return layer
+LAYERS = {
+    'activations': lambda: ([Lin(rand(4, 4), rand(4)), Sigmoid(), Tanh(), Silu(), Gelu(), Gelu('tanh')], (5, 4)),
+    'softmax': lambda: ([Softmax()], (5, 4)), 'dropout': lambda: ([Dropout(.5)], (5, 4)),
+    'norms': lambda: ([LayerNorm(rand(4), rand(4), 1e-3), LayerNorm(rand(4)), RmsNorm(rand(4))], (5, 4)),
+    'batch norm of rows': lambda: ([seen(BatchNorm(rand(4), rand(4), 1e-3, .2), 3, 4)], (5, 4)),
+    'batch norm of images': lambda: ([seen(BatchNorm(rand(2), rand(2)), 3, 2, 4, 4)], (5, 2, 6, 6)),
+    'convolution': lambda: ([conv(padding=1), conv(stride=2), MaxPool2d(2, 1), Flatten(), Unflatten(2, 1, 1),
+                             AvgPool2d(1)], (5, 2, 6, 6))}
+
+@pytest.mark.parametrize('name', LAYERS)
+@pytest.mark.parametrize('training', (True, False))
+def test_layers_of_the_rooms_are_those_of_torch(name, training, tmp_path):
+    layers,shape = LAYERS[name]()
+    model = of(*layers).train(training)
+    net = to_torch(model)
+    again = from_torch(net)
+    assert repr(again.layers) == repr(model.layers) and list(named_weights(again) if again.params else ()) == list(
+        named_weights(net) if again.params else ())
+    if name == 'dropout' and training: model.layers[0].p = net[0].p = again.layers[0].p = 0.
+    x = rand(*shape)
+    outs = [x, x, x.clone().requires_grad_()]
+    for i in range(max(len(layers), 1)): outs = [o(t) for o,t in zip((layers[i], again.layers[i], net[i]), outs)]
+    for got in outs[:2]: check_grad(got, outs[2].detach(), rtol=1e-10)
+    if not again.params: return
+    save_weights(net, tmp_path/'w'); load_weights(model, tmp_path/'w')
+    for k,t in named_weights(net).items(): assert torch.equal(t, named_weights(model)[k]), k
+
+def test_what_torch_has_no_setting_for():
+    with pytest.raises(TypeError, match='the generator of a Dropout cannot be carried over'):
+        to_torch(of(Dropout(.5, torch.Generator())))
+    for layer in nn.LayerNorm((2, 2)), nn.BatchNorm1d(2, affine=False), nn.Softmax(0), nn.BatchNorm2d(2, momentum=None):
+        with pytest.raises((TypeError, ValueError), match='from_torch|LayerNorm|BatchNorm'):
+            from_torch(nn.Sequential(layer))

@@ -243,6 +243,7 @@ def entry_slopes(
         try: return _at(f, moved.clone()) # `f` may keep what it is given
         finally: flat[i] = value
     found = [Slope(0., 0., 0., 0., False) if math.isinf(o) else
-             _slope(lambda t: along(i, o, t), at_x, noise, [1., abs(o) or 1.], rtol) for i,o in enumerate(flat.tolist())]
+             _slope(lambda t: along(i, o, t), at_x, noise, [1., abs(o) or 1.], rtol)
+             for i,o in enumerate(flat.tolist())]
     columns,dtypes = zip(*found) if found else [()]*5,[x.dtype]*4 + [torch.bool]
     return Slope(*(torch.tensor(o, dtype=d, device=x.device).view(x.shape) for o,d in zip(columns, dtypes)))
