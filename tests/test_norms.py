@@ -82,7 +82,8 @@ def test_channels(seed, n, c, rest, layout, eps, momentum):
     m,v = layer.running_mean.clone(),layer.running_var.clone()
     for rows in (1, n):
         x,g = draw(rows, c, *rest, layout=layout),draw(rows, c, *rest)
-        compare(layer, lambda x, w, b: F.batch_norm(x, m, v, w, b, False, 0., eps), x, g)
+        # torch's own gradient is wrong for one image with one row if the channels lie next to each other
+        compare(layer, lambda x, w, b: F.batch_norm(x.contiguous(), m, v, w, b, False, 0., eps), x, g)
     assert layer.running_mean.equal(m) and layer.running_var.equal(v)
 
 def some(layer=LayerNorm, c=4, seed=0):

@@ -44,7 +44,8 @@ def error_budget(
 _FUSED = re.compile('softmax|norm|loss|mean|_backward') # operations that are several in one
 _SUMS = re.compile('(b?addb?|b)?mm|(add)?mv|v?dot|sum|convolution') # operations that add up
 _PICKS = re.compile(r'(a?max|a?min|maximum|minimum|median|sort|topk|max_pool\w*|relu|clamp\w*|where|masked_fill|index|'
-                    r'gather|cat|stack|clone|copy_|fill_|zero_|neg|abs|(floor|ceil|round|trunc|sign)_?)\b')
+                    r'index_select|gather|take|scatter|cat|stack|clone|copy_|fill_|zero_|neg|abs|_unsafe_view|im2col|'
+                    r'flip|roll|repeat|tril|triu|\w+_pad(_nd|\dd)|(floor|ceil|round|trunc|sign)_?)\b') # compute nothing
 
 def _terms(func, args, out):
     "How many terms were added up for each number of `out`, which is `func(*args)`; 1 if nothing was added."

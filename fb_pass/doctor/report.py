@@ -234,7 +234,8 @@ class _Comparison:
             if self.blind: self.want = self.slopes.value
         largest = (self.got if self.want is None else self.want).abs().max().item()
         if self.blind and self.slopes and not p.rtol: rounding = max(rounding, _largest(self.slopes.error))
-        row.zero,row.scale = largest <= min(budget, rounding),largest or 1.
+        above = max(map(_largest, (o for o in p.upstream if o is not None)), default=1.) # next to it, it is nothing
+        row.zero,row.scale = largest <= min(budget, rounding, 1e-6*above),largest or 1.
         self.root = math.sqrt(self.t.numel())
 
     def slope(self, v, p=None):

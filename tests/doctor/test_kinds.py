@@ -786,3 +786,25 @@ def test_float32_inside_is_looked_for_first():
             return self.lin(x).float().softmax(-1).to(x)
     report = look(Inside(), rand(6, 4))
     assert report.ok and report.inner == torch.float32 and len(calls) < 500, (report, len(calls))
+
+
+@pytest.mark.parametrize('all_of_them', (True, False))
+def test_ties_in_windows_that_are_copied_together(all_of_them):
+    class Pool(torch.autograd.Function): # reshape copies: what only moves numbers rounds none, so ties stay ties
+        @staticmethod
+        def forward(ctx, x):
+            *n,h,w = x.shape
+            windows = x[:,:,:h//2*2,:w//2*2].unflatten(2, (h//2, 2)).unflatten(4, (w//2, 2)).transpose(3, 4).flatten(4)
+            ctx.save_for_backward(x, windows)
+            return windows.amax(-1)
+        @staticmethod
+        def backward(ctx, g):
+            x,windows = ctx.saved_tensors
+            if all_of_them: at = (windows == windows.amax(-1, keepdim=True)).to(g)
+            else: at = torch.zeros_like(windows).scatter(-1, windows.argmax(-1, keepdim=True), 1.)
+            gx = (at*g[...,None]).unflatten(4, (2, 2)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
+            return torch.nn.functional.pad(gx, (0, x.shape[3] - gx.shape[3], 0, x.shape[2] - gx.shape[2]))
+    x = torch.randint(0, 3, (2, 2, 4, 4), generator=torch.Generator().manual_seed(0)).double()
+    report = check_layer(Pool, x, raise_exception=False)
+    assert bool(report) != all_of_them, str(report)
+    if all_of_them: assert report.first.diagnosis.cause == 'ties'
