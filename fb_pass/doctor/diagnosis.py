@@ -83,11 +83,12 @@ class _Known:
         name: str='gradient', # What to call it
         **known, # `values`, `grads`, `terms`, `paths`, `earlier`, `sizes` and `rtol`, as for `explain_grad`
     ):
-        known = dict.fromkeys(('values', 'grads', 'terms', 'paths', 'earlier', 'sizes', 'rtol')) | known
+        known = dict.fromkeys(('values', 'grads', 'terms', 'paths', 'others', 'earlier', 'sizes', 'rtol')) | known
         floats,earlier = [t.dtype for t in (got, want) if t.is_floating_point()],known['earlier']
         self.name,self.reference,self.given = name,want,known['sizes'] or {}
         self.got,self.want = _doubles(dict(got=got, want=want)).values()
-        self.values,self.terms,self.paths,grads = (_doubles(known[k]) for k in ('values', 'terms', 'paths', 'grads'))
+        self.values,self.terms,self.paths,self.others,grads = (
+            _doubles(known[k]) for k in ('values', 'terms', 'paths', 'others', 'grads'))
         self.grads = {_g(k): g for k,g in grads.items() if _g(k) != _g(name)}
         self.earlier = _doubles(earlier if isinstance(earlier, dict) else {'the earlier gradient': earlier})
         self.ints = {k: t.cpu().long() for k,t in _tensors(known['values']).items() if t.ndim and t.numel()
@@ -320,6 +321,8 @@ def _misplaced(c):
     "The entries are right, but not in their places."
     if c.got.numel() != c.want.numel() or not c.want.numel(): return
     yield from _transposed(c)
+    for k,g in c.alike(c.others).items():
+        yield c.made('permuted', f'is what `{k}` should be: the two may have been exchanged', g, .4, c.want)
     if not c.same:
         text = f'has the shape {tuple(c.got.shape)}, expected {tuple(c.want.shape)}; the numbers are right'
         yield c.undone('shape', text, c.got.reshape(c.want.shape), .6)
@@ -970,6 +973,7 @@ def explain_grad(
     grads: dict=None, # Name -> another gradient, for instance of the output
     terms: dict=None, # Name of a use -> what it contributes; they add up to `want`
     paths: dict=None, # Name of a later use -> what comes through it; these need not add up
+    others: dict=None, # Name -> the right gradient of another tensor, for which this one may have been taken
     earlier=None, # Gradient of an earlier pass: a tensor, or a dict of tensors
     sizes: dict=None, # Name -> number that may occur as a factor; the lengths of the axes are found without it
     rtol: float=None, # Largest difference allowed, as a share of the largest entry of `want`
@@ -981,5 +985,5 @@ def explain_grad(
     want,wrong = given['want'],f'explain_grad: the reference for {name} has dtype {given["want"].dtype}'
     if not want.is_floating_point(): raise TypeError(f'{wrong}, expected a floating-point dtype')
     c = Case(given['got'].real if 'got' in given else torch.zeros_like(want), want, name, values=values, grads=grads,
-             terms=terms, paths=paths, earlier=earlier, sizes=sizes, rtol=rtol)
+             terms=terms, paths=paths, others=others, earlier=earlier, sizes=sizes, rtol=rtol)
     return _at_a_glance(c, got) or _searched(c)

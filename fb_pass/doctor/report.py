@@ -597,6 +597,7 @@ def _explained(exam, row, known):
         hand.grads.get(name), want.to(p.s.dtype), name=f'{name}.g', values=_distinct(seen.values),
         grads=_distinct(above | {f'{k}.g': g for k,g in seen.grads.items()}, but=want), terms=seen.terms.get(name),
         paths=seen.paths.get(name), earlier=p.earlier(name, hand),
+        others={f'{k}.g': w for k,w in p.want.items() if k != name and w is not None},
         rtol=exam.budgets[name]/(want.abs().max().item() or 1.) + error)
     if found.cause == 'right': # by this reference, and not by all of them
         bad = ' and '.join(k for k in row.comparisons if not row.fits(k))

@@ -808,3 +808,19 @@ def test_ties_in_windows_that_are_copied_together(all_of_them):
     report = check_layer(Pool, x, raise_exception=False)
     assert bool(report) != all_of_them, str(report)
     if all_of_them: assert report.first.diagnosis.cause == 'ties'
+
+def test_gradients_that_were_exchanged():
+    class Scores(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k):
+            a = (q@k.mT).softmax(-1)
+            ctx.save_for_backward(q, k, a)
+            return a
+        @staticmethod
+        def backward(ctx, g):
+            q,k,a = ctx.saved_tensors
+            ds = a*(g - (g*a).sum(-1, keepdim=True))
+            return ds.mT@q, ds@k
+    report = check_layer(Scores, rand(2, 5, 4), rand(2, 5, 4), raise_exception=False)
+    for row,other in zip(report.rows, 'kq'):
+        assert row.diagnosis.cause == 'permuted' and f'is what `{other}.g` should be' in row.diagnosis.text
