@@ -821,6 +821,6 @@ def test_gradients_that_were_exchanged():
             q,k,a = ctx.saved_tensors
             ds = a*(g - (g*a).sum(-1, keepdim=True))
             return ds.mT@q, ds@k
-    report = check_layer(Scores, rand(2, 5, 4), rand(2, 5, 4), raise_exception=False)
+    report = check_layer(Scores, rand(2, 5, 4), rand(2, 5, 4, seed=1), raise_exception=False)
     for row,other in zip(report.rows, 'kq'):
         assert row.diagnosis.cause == 'permuted' and f'is what `{other}.g` should be' in row.diagnosis.text
