@@ -229,3 +229,9 @@ def test_full_backward_takes_a_plain_number_at_full_precision():
     out,again = with_grad(normalize(x, 3., .1), g),x.clone()
     normalize_full_grad(x, out, .1); normalize_full_grad(again, out, torch.tensor(.1, dtype=torch.float64))
     check_grad(x.g, again.g, rtol=1e-14)
+
+def test_an_empty_batch_has_an_empty_gradient():
+    x,out = torch.zeros(0, 3),torch.zeros(0, 3)
+    out.g = torch.zeros(0, 3)
+    normalize_full_grad(x, out, torch.zeros(0, 1))
+    assert x.g.shape == (0, 3)
