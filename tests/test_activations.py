@@ -14,6 +14,7 @@ from fb_pass.modules import Lin, Model, Module, Op, Relu
 from fb_pass.parameters import Parts
 from fb_pass.training import SGD, AdamW, CrossEntropy, dataloader, evaluate, fit, train_step
 from fb_pass.viewer import show_backward
+from rows import Row
 from test_properties import laid_out, layouts
 
 def seeded(n=0): return torch.Generator().manual_seed(n)
@@ -163,16 +164,6 @@ def layers(make): return [lin(6, 8, 1), make(), lin(8, 3, 2)]
 def model(make): return Model.from_layers(layers(make), CrossEntropy())
 def batch(n=9): return rand(n, 6, seed=7), torch.arange(n) % 3
 
-class Residual(Module):
-    "Layers inside a layer."
-    def __init__(self, *layers): self.inside = [*layers]
-    def forward(self, x):
-        for l in self.inside: x = l(x)
-        return x
-    def bwd(self, out, x):
-        self.inside[-1].out.g = out.g
-        for l in reversed(self.inside): l.backward()
-
 all_layers = {**{k: o[0] for k,o in both.items()}, 'dropout': partial(Dropout, .4),
               'dropout of a generator': lambda: Dropout(.4, seeded(1))}
 everywhere = pytest.mark.parametrize('name', all_layers)
@@ -192,7 +183,7 @@ def test_model_by_autograd(name, n):
 
 @everywhere
 def test_nested_copied_pickled_saved(name, tmp_path):
-    net,(x,y) = Model.from_layers([Residual(*layers(all_layers[name]))], CrossEntropy()),batch()
+    net,(x,y) = Model.from_layers([Row(*layers(all_layers[name]))], CrossEntropy()),batch()
     net(x, y); net.backward()
     first = [p.g.clone() for p in net.params]
     other = copy.deepcopy(net)
@@ -202,7 +193,7 @@ def test_nested_copied_pickled_saved(name, tmp_path):
     for p in other.params: p.zero_()
     load_weights(other, tmp_path/'w')
     for a,b in zip(net.params, other.params): assert torch.equal(a, b)
-    assert [k for k,_ in net.named_params()][0] == 'layers.0.inside.0.w'
+    assert [k for k,_ in net.named_params()][0] == 'layers.0.layers.0.w'
     if name != 'dropout of a generator' or hasattr(torch.Generator, 'clone_state'): # since torch 2.5
         assert torch.equal(pickle.loads(pickle.dumps(net)).eval()(x, y), net.eval()(x, y))
 
@@ -312,7 +303,7 @@ class Noisy(Module):
     def forward(self, x): return x + (1. if self.training else 0.)
     def bwd(self, out, x): x.g = out.g
 
-def nested(): return Model.from_layers([Residual(lin(6, 6, 1), Residual(Noisy(), Dropout(.5))), Noisy(), lin(6, 3, 2)],
+def nested(): return Model.from_layers([Row(lin(6, 6, 1), Row(Noisy(), Dropout(.5))), Noisy(), lin(6, 3, 2)],
                                        CrossEntropy())
 def modes(net): return [o.training for o in net._below if hasattr(o, 'training')]
 
@@ -357,7 +348,7 @@ def test_a_child_that_knows_its_parent():
     class Knows(Noisy):
         parent = None
     child = Knows()
-    net = Residual(child)
+    net = Row(child)
     child.parent = net
     net.eval()
     assert not child.training and isinstance(net, Parts)

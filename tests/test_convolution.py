@@ -10,11 +10,12 @@ from fb_pass.convolution import (AvgPool2d, Conv2d, Flatten, MaxPool2d, Unflatte
 from fb_pass.doctor import check_layer
 from fb_pass.gradients import Rule, check_rule, to_function
 from fb_pass.library import as_torch, from_torch, load_weights, named_weights, save_weights, to_torch
-from fb_pass.modules import Lin, Model, Module, Mse, Relu
+from fb_pass.modules import Lin, Model, Mse, Relu
 from fb_pass.training import SGD, AdamW, CrossEntropy, evaluate, fit, train_step
 from fb_pass.viewer import show_backward
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import Row
 from torch import nn
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -272,16 +273,8 @@ def test_a_compiled_step_gives_the_same_numbers():
     for p,q in zip(one.params, two.params, strict=True): near(p, q)
 
 def test_nested_and_in_the_viewer():
-    class Twice(Module):
-        def __init__(self, *layers): self.layers = layers
-        def forward(self, x):
-            for l in self.layers: x = l(x)
-            return x
-        def bwd(self, out, x):
-            self.layers[-1].out.g = out.g
-            for l in reversed(self.layers): l.backward()
     r = rand
-    inner = Twice(Conv2d(r(2, 1, 3, 3), r(2), padding=1), MaxPool2d(2))
+    inner = Row(Conv2d(r(2, 1, 3, 3), r(2), padding=1), MaxPool2d(2))
     model = Model.from_layers([Unflatten(1, 4, 4), inner, Flatten(), Lin(r(8, 1), r(1))], Mse())
     assert [k for k,_ in model.named_params()][0] == 'layers.1.layers.0.w'
     view = show_backward(model, r(3, 16), r(3))

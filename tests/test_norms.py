@@ -12,11 +12,12 @@ from fb_pass.compiled import compile_step
 from fb_pass.doctor import check_layer
 from fb_pass.gradients import Rule, check_rule, to_function
 from fb_pass.library import as_torch, load_weights, save_weights
-from fb_pass.modules import Lin, Model, Module, Relu
+from fb_pass.modules import Lin, Model, Relu
 from fb_pass.norms import BatchNorm, LayerNorm, RmsNorm, average, standardize, standardize_grad
 from fb_pass.training import SGD, AdamW, CrossEntropy, evaluate, fit, train_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import Row
 from torch import nn
 
 f64 = torch.float64
@@ -251,16 +252,6 @@ def test_weights_and_running_statistics_are_saved(tmp_path):
     save_weights(model, tmp_path/'w')
     load_weights(other, tmp_path/'w')
     assert close(state(model), state(other)) and 'layers.1.running_var' in state(other)
-
-class Row(Module):
-    "Layers in a row, as one layer."
-    def __init__(self, *layers): self.layers = layers
-    def forward(self, x):
-        for l in self.layers: x = l(x)
-        return x
-    def bwd(self, out, x):
-        self.layers[-1].out.g = out.g
-        for l in reversed(self.layers): l.backward()
 
 def test_nested_zero_grad_and_copies():
     flat,(x,y) = net(),batch()
