@@ -15,34 +15,36 @@ from rich.progress import track
 root = Path(__file__).resolve().parent.parent
 console = Console(highlight=False, markup=False, soft_wrap=True)
 networks = (784, 50, 10), (784, 256, 10)
-bs, lr_max, weight_decay = 128, 0.005, 0.3
+settings = dict(bs=128, lr_max=0.005, weight_decay=0.3)
 
 def new(sizes, seed, dtype): return mlp(*sizes, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
-def loaders(data, seed):
+def loaders(data, seed, bs):
     return dataloader(*data[:2], bs, torch.Generator().manual_seed(seed)), dataloader(*data[2:], 1000)
 
-def by_hand(model, data, seed, epochs):
-    "Validation accuracy after training with the gradients and the optimizer of ours."
-    train_dl, valid_dl = loaders(data, seed)
+def scores(net, x): return torch.cat([net(xb) for xb in x.split(1000)])
+
+def by_hand(model, data, seed, epochs, bs, lr_max, weight_decay, watched=lambda dl: dl, **how):
+    "Validation accuracy after training with the gradients and the optimizer of ours; `watched` wraps the batches."
+    train_dl, valid_dl = loaders(data, seed, bs)
     opt = AdamW(model.params, lr_max, weight_decay=weight_decay)
     schedule = one_cycle(lr_max, epochs*len(train_dl))
-    hist = fit(model, opt, train_dl, valid_dl, epochs, schedule, stats_every=0, progress=False)
+    hist = fit(model, opt, watched(train_dl), valid_dl, epochs, schedule, stats_every=0, progress=False, **how)
     return hist.epochs[-1]['accuracy']
 
-def by_torch(net, data, seed, epochs):
+def by_torch(net, data, seed, epochs, bs, lr_max, weight_decay, watched=lambda dl: dl):
     "The same with nothing but torch's layers, autograd, optimizer and schedule."
-    train_dl, _ = loaders(data, seed)
+    train_dl, _ = loaders(data, seed, bs)
     opt = torch.optim.AdamW(net.parameters(), lr_max, weight_decay=weight_decay)
     steps = epochs*len(train_dl)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr_max, total_steps=steps, cycle_momentum=False)
     for _ in range(epochs):
-        for xb, yb in train_dl:
+        for xb, yb in watched(train_dl):
             F.cross_entropy(net(xb), yb).backward()
             opt.step()
             opt.zero_grad()
             schedule.step()
-    with torch.no_grad(): return accuracy(net(data[2]), data[3])
+    with torch.no_grad(): return accuracy(scores(net, data[2]), data[3])
 
 def machine():
     cores = f'{os.cpu_count()} cores of {platform.machine()}, {torch.get_num_threads()} of them used'
@@ -72,12 +74,12 @@ def main(
         data = normalize(x_train, mean, std).to(dtype), y_train, normalize(x_valid, mean, std).to(dtype), y_valid
         name, bits = '-'.join(map(str, sizes)), str(dtype).split('.')[1]
         row = rows.setdefault((name, bits), dict(network=name, dtype=bits, by_hand=[], torch=[]))
-        row['by_hand'].append(by_hand(new(sizes, seed, dtype), data, seed, epochs))
-        row['torch'].append(by_torch(to_torch(new(sizes, seed, dtype)), data, seed, epochs))
+        row['by_hand'].append(by_hand(new(sizes, seed, dtype), data, seed, epochs, **settings))
+        row['torch'].append(by_torch(to_torch(new(sizes, seed, dtype)), data, seed, epochs, **settings))
         reached = f"by hand {row['by_hand'][-1]:.2%}   torch {row['torch'][-1]:.2%}"
         console.print(f'{name:10}  {bits}  seed {seed}   {reached}')
-    kept = dict(command='make accuracy', machine=machine(), epochs=epochs, bs=bs, lr_max=lr_max,
-                weight_decay=weight_decay, rows=[*rows.values()])
+    kept = dict(command='make accuracy', machine=machine(), epochs=epochs, **settings,
+                rows=[*rows.values()])
     Path(out).parent.mkdir(exist_ok=True)
     Path(out).write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
     print('', *map(line, rows.values()), sep='\n')

@@ -1,62 +1,45 @@
 "Train the convolutional network with several seeds, by hand and by torch, into results/cnn.json."
 import json, statistics, sys
+from functools import partial
 from pathlib import Path
 
-import torch, torch.nn.functional as F
-from accuracy import console, machine, root
+import accuracy, torch
+from accuracy import console, loaders, machine, root
 from fastcore.script import call_parse
 from fb_pass.convolution import cnn
 from fb_pass.datasets import get_data
 from fb_pass.library import to_torch
 from fb_pass.normalization import normalize
-from fb_pass.training import AdamW, accuracy, dataloader, fit, one_cycle, softmax
+from fb_pass.training import softmax
 from rich.progress import Progress
 
 settings = dict(bs=128, lr_max=0.01, weight_decay=0.1)
 
 def new(seed): return cnn(torch.Generator().manual_seed(seed))
 
-def batches(data, seed): return dataloader(*data[:2], settings['bs'], torch.Generator().manual_seed(seed))
-
-def counted(dl, advance):
-    "The batches, with a call after each."
-    for batch in dl:
-        yield batch
-        advance()
-
-class Counted: # `fit` goes through it once in each epoch
+class Counted:
+    "The batches, with a call after each; `fit` goes through them once in each epoch."
     def __init__(self, dl, advance): self.dl, self.advance = dl, advance
-    def __iter__(self): return counted(self.dl, self.advance)
     def __len__(self): return len(self.dl)
+    def __iter__(self):
+        for batch in self.dl:
+            yield batch
+            self.advance()
 
 def by_hand(data, seed, epochs, advance=lambda: None):
     "Validation accuracy after training with gradients and optimizer of ours, and the model."
-    model, train_dl = new(seed), Counted(batches(data, seed), advance)
-    opt = AdamW(model.params, settings['lr_max'], weight_decay=settings['weight_decay'])
-    schedule = one_cycle(settings['lr_max'], epochs*len(train_dl))
-    hist = fit(model, opt, train_dl, dataloader(*data[2:], 1000), epochs, schedule, stats_every=0, progress=False,
-               compiled=True)
-    return hist.epochs[-1]['accuracy'], model
-
-def scores(net, x): return torch.cat([net(xb) for xb in x.split(1000)])
+    model = new(seed)
+    watched = partial(Counted, advance=advance)
+    return accuracy.by_hand(model, data, seed, epochs, **settings, watched=watched, compiled=True), model
 
 def by_torch(data, seed, epochs, advance=lambda: None):
     "The same with nothing but torch's layers, autograd, optimizer and schedule."
-    net, train_dl = to_torch(new(seed)), batches(data, seed)
-    opt = torch.optim.AdamW(net.parameters(), settings['lr_max'], weight_decay=settings['weight_decay'])
-    steps = epochs*len(train_dl)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, settings['lr_max'], total_steps=steps, cycle_momentum=False)
-    for _ in range(epochs):
-        for xb, yb in counted(train_dl, advance):
-            F.cross_entropy(net(xb), yb).backward()
-            opt.step()
-            opt.zero_grad()
-            schedule.step()
-    with torch.no_grad(): return accuracy(scores(net, data[2]), data[3]), net
+    net = to_torch(new(seed))
+    return accuracy.by_torch(net, data, seed, epochs, **settings, watched=partial(Counted, advance=advance)), net
 
 def figures(model, x, targ, pixels, count=12):
     "What the pictures show: the filters of the first layer, and the wrong answers that the network was surest of."
-    with torch.no_grad(): probs = softmax(scores(to_torch(model), x))
+    with torch.no_grad(): probs = softmax(accuracy.scores(to_torch(model), x))
     sure, said = probs.max(1)
     wrong = (said != targ).nonzero()[:,0]
     wrong = wrong[sure[wrong].argsort(descending=True)][:count]
@@ -98,7 +81,7 @@ def main(
         for k, train in (('by_hand', by_hand), ('torch', by_torch)):
             for seed in range(seeds):
                 if len(found[k]) > seed: continue
-                bar = progress.add_task(f'seed {seed}, {k}', total=epochs*len(batches(data, seed)))
+                bar = progress.add_task(f'seed {seed}, {k}', total=epochs*len(loaders(data, seed, settings['bs'])[0]))
                 reached, model = train(data, seed, epochs, lambda: progress.advance(bar))
                 progress.remove_task(bar)
                 found[k].append(reached)
