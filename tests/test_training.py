@@ -680,7 +680,8 @@ def test_the_two_ways_that_are_compared_start_and_end_alike(digits, root):
     data = digits[0].double(), digits[1], digits[2].double(), digits[3]
     model = tool.new((784, 20, 10), 3, f64)
     net = to_torch(model)
-    ours, theirs = tool.by_hand(model, data, 3, 3), tool.by_torch(net, data, 3, 3)
+    ours = tool.by_hand(model, data, 3, 3, **tool.settings)
+    theirs = tool.by_torch(net, data, 3, 3, **tool.settings)
     assert theirs > .5 and apart(model, net) < 1e-8
     assert math.isclose(ours, theirs, rel_tol=.005) # a rounding may decide one picture of 500
 
