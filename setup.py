@@ -20,10 +20,10 @@ setup(
                  f"Natural Language :: {cfg['language']}", 'Programming Language :: Python :: 3'],
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'bench')},
-    # The embedded sample lies in data/ in the repository and inside the package once it is installed.
+    # The embedded samples lie in data/ in the repository and inside the package once it is installed.
     packages=['fb_pass', 'fb_pass.doctor', 'fb_pass.data'], package_dir={'fb_pass': 'fb_pass', 'fb_pass.data': 'data'},
     package_data={'fb_pass': ['py.typed', 'assets/*'], 'fb_pass.doctor': ['*.css'],
-                  'fb_pass.data': ['mnist_sample.npz', 'README.md']},
+                  'fb_pass.data': ['mnist_sample.npz', 'shakespeare.txt', 'README.md']},
     # Where nbdev looks up the names of the package to link them in the documentation; the plugin that pytest loads.
     entry_points={'nbdev': ['fb_pass=fb_pass._modidx:d'], 'pytest11': ['fb_pass=fb_pass.doctor.plugin']},
     zip_safe=False,

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Counterpart', 'counterpart', 'to_linear', 'to_torch', 'from_torch', 'as_torch', 'named_weights', 'save_weights',
-           'load_weights']
+           'load_weights', 'save_training', 'load_training']
 
 # %% ../nbs/10_library.ipynb #db08d3b9
-import os
+import json, os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from .datasets import replace_file
 from .gradients import to_function
 from .inputs import check_apart, check_inputs, check_kind, typed
 from .modules import Lin, Model, Module, Op, Relu
-from .training import CrossEntropy
+from .training import CrossEntropy, History, LayerStats, Optimizer
 
 # %% ../nbs/10_library.ipynb #801cf9ce
 class Counterpart(NamedTuple):
@@ -227,23 +227,28 @@ def _path(who, path):
     check_kind(who, 'path', path, str)
     return Path(path)
 
+def _save(path, tensors, **said):
+    "Write copies of the tensors by name, and what is said about them, at once and complete."
+    from safetensors.torch import save
+    copies = {k: t.detach().clone(memory_format=torch.contiguous_format) for k,t in tensors.items()}
+    replace_file(path, save(copies, said))
+
 def save_weights(
     model, # What `named_weights` takes
     path, # File to be written, or replaced
 ):
     "Write the parameters to a safetensors file, at once and complete. Raises as `named_weights` does, and OSError."
-    from safetensors.torch import save
-    copies = {k: t.detach().clone(memory_format=torch.contiguous_format) for k,t in named_weights(model).items()}
-    replace_file(_path('save_weights', path), save(copies))
+    _save(_path('save_weights', path), named_weights(model))
 
 # %% ../nbs/10_library.ipynb #67d6d024
-def _read(path):
-    "The tensors of a safetensors file by name."
+def _read(who, path):
+    "The tensors of a safetensors file by name, and what it says about them."
     from safetensors import SafetensorError, safe_open
-    if not path.exists(): raise FileNotFoundError(f'load_weights: path {path}: there is no such file')
-    if not path.is_file(): raise OSError(f'load_weights: path {path} is no file')
+    if not path.exists(): raise FileNotFoundError(f'{who}: path {path}: there is no such file')
+    if not path.is_file(): raise OSError(f'{who}: path {path} is no file')
     try:
-        with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()} # read when they are used
+        with safe_open(path, 'pt') as f: # tensors are read when they are used
+            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except SafetensorError as e:
         raise ValueError(f'{Path(path).name} is not a safetensors file, or it is truncated or damaged: {e}') from None
 
@@ -264,13 +269,8 @@ def _write(tensors, new):
         except BaseException: write(old); raise
 
 # %% ../nbs/10_library.ipynb #4b38fb3d
-def load_weights(
-    model, # What `named_weights` takes; its parameters are overwritten
-    path, # A file that `save_weights` has written for a model of the same names and shapes
-):
-    "Read parameters from a file. ValueError, with nothing changed, if it is damaged or does not fit; or OSError."
-    path = _path('load_weights', path)
-    found,wanted,file = _read(path),named_weights(model),path.name
+def _check_file(file, found, wanted):
+    "Refuse tensors of a file that are not those that are wanted, by name, shape and dtype."
     if found.keys() != wanted.keys():
         odd = wanted.keys() - found.keys(), found.keys() - wanted.keys()
         lack,extra = [', '.join(sorted(o)) or 'none' for o in odd]
@@ -278,4 +278,57 @@ def load_weights(
     for k,t in wanted.items():
         got,want = [f'{tuple(o.shape)} {o.dtype}' for o in (found[k], t)]
         if got != want: raise ValueError(f'{file}: {k} is {got}, expected {want}')
+
+def load_weights(
+    model, # What `named_weights` takes; its parameters are overwritten
+    path, # A file that `save_weights` has written for a model of the same names and shapes
+):
+    "Read parameters from a file. ValueError, with nothing changed, if it is damaged or does not fit; or OSError."
+    path = _path('load_weights', path)
+    found,wanted = _read('load_weights', path)[0],named_weights(model)
+    _check_file(path.name, found, wanted)
     _write(wanted, found)
+
+# %% ../nbs/10_library.ipynb #10a00002
+def _training(model, opt, generators):
+    "By name what a training changes, but for a few numbers: tensors, and random states."
+    from fb_pass.compiled import state_of # here, as importing it is slow
+    states = [torch.get_rng_state(), *(g.get_state() for g in generators)]
+    return state_of(model, opt), {f'random.{i}': t for i,t in enumerate(states)}
+
+@typed
+def save_training(
+    path, # File to be written, or replaced
+    model: Module, # What is trained
+    opt: Optimizer, # Its optimizer
+    hist: History, # What `fit` has seen of the training
+    generators=(), # Those that the loader and the layers draw from; the state of torch's own is saved too
+):
+    "Write what a later run needs to go on to a safetensors file, at once and complete. Raises OSError."
+    tensors,states = _training(model, opt, generators)
+    numbers = dict(lr=opt.lr, steps=opt.steps, hist=vars(hist))
+    _save(_path('save_training', path), tensors | states, training=json.dumps(numbers))
+
+@typed
+def load_training(
+    path, # A file that `save_training` has written
+    model: Module, # Of the same names and shapes; its parameters are overwritten
+    opt: Optimizer, # Of the same class; its state is overwritten
+    generators=(), # As many as were saved; they go on from where those were, as does torch's own
+) -> History: # To be given to `fit` as `hist`
+    "Go on where a run stopped. ValueError, with nothing changed, if the file is damaged or does not fit; or OSError."
+    path = _path('load_training', path)
+    (found,said),(tensors,states) = _read('load_training', path),_training(model, opt, generators)
+    _check_file(path.name, found, tensors | states)
+    try:
+        numbers = json.loads(said['training'])
+        seen = {k: numbers['hist'][k] for k in ('layers', 'losses', 'lrs', 'epochs')}
+        stats = [(step, [LayerStats(*o) for o in rows]) for step,rows in numbers['hist']['stats']]
+        lr,steps = float(numbers['lr']),int(numbers['steps'])
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f'{path.name} has weights, but not the numbers of a training: {e}') from None
+    _write(tensors, found)
+    opt.lr,opt.steps,hist = lr,steps,History(seen['layers'])
+    vars(hist).update(seen, stats=stats)
+    for g,k in zip((torch, *generators), states): (g.set_rng_state if g is torch else g.set_state)(found[k])
+    return hist

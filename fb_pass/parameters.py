@@ -233,6 +233,12 @@ class Parts:
             for o,mode in before: o.training = mode
 
     @recursive_repr(None)
+    def forget(self):
+        "Let go of what calls have left, here and in all parts, and so of its memory; `backward` needs another call."
+        for k in {'args', 'out', *self._results} & vars(self).keys(): delattr(self, k)
+        for o in self.children: o.forget()
+
+    @recursive_repr(None)
     def zero_grad(self):
         "Clear the gradients of all tensors in attributes, inputs and output of the last call too, also in all parts."
         own = () if type(self).params is Parts.params else self.params # it may find tensors that are no attributes

@@ -227,12 +227,16 @@ class AdamW(Optimizer):
         self.betas,self.eps,self.weight_decay = betas,eps,weight_decay
         self.means,self.squares = [[torch.zeros_like(p) for p in self.params] for _ in range(2)]
 
+    def decay(self, p):
+        "The weight decay of a parameter; a subclass may spare some."
+        return self.weight_decay
+
     def update(self, i, p):
         beta1,beta2 = self.betas
         self.means[i] = beta1*self.means[i] + (1 - beta1)*p.g
         self.squares[i] = beta2*self.squares[i] + (1 - beta2)*p.g**2
         mean,square = self.means[i]/(1 - beta1**self.steps),self.squares[i]/(1 - beta2**self.steps) # began with zero
-        p *= 1 - self.lr*self.weight_decay
+        p *= 1 - self.lr*self.decay(p)
         p -= self.lr*mean/(square.sqrt() + self.eps)
 
 # %% ../nbs/09_training.ipynb #19174ac1
@@ -248,14 +252,18 @@ def dataloader(
     y: torch.Tensor, # Their labels, (n, ...)
     bs: int, # Rows in a batch; the last batch has what is left
     generator: torch.Generator=None, # Source of a random order, a new one for each epoch; in order if not given
+    batches: int=None, # Full batches in an epoch, of rows drawn with replacement; by default each row comes once
 ) -> DataLoader: # Yields pairs (xb, yb)
     "Batches of `x` and `y`. Raises ValueError or TypeError if there are none, or the arguments make no sense."
     if not x.ndim or not y.ndim: raise ValueError('dataloader: a tensor without axes has no rows, expected (n, ...)')
     if len(x) != len(y): raise ValueError(f'dataloader: {len(x)} examples and {len(y)} labels do not belong together')
     if not len(x): raise ValueError('dataloader: there are no examples')
     if bs < 1: raise ValueError(f'dataloader: bs is {bs}, expected a whole number of at least 1')
+    if batches is not None and (batches < 1 or generator is None):
+        raise ValueError(f'dataloader: batches is {batches}, expected at least 1, and a generator to draw them')
     ds = _Rows(x, y)
-    rows = SequentialSampler(ds) if generator is None else RandomSampler(ds, generator=generator)
+    rows = SequentialSampler(ds) if generator is None else RandomSampler(
+        ds, replacement=batches is not None, num_samples=batches and batches*bs, generator=generator)
     return DataLoader(ds, sampler=BatchSampler(rows, int(bs), drop_last=False), batch_size=None, generator=generator)
 
 # %% ../nbs/09_training.ipynb #08c05cf5
@@ -491,18 +499,19 @@ def _bars(epochs, progress):
     return bar, batches, lambda row: bar.write(row, table=True) if fp.IN_NOTEBOOK else bar.write(text(row))
 
 # %% ../nbs/09_training.ipynb #48428b1f
-def _say(hist, say):
+def _say(hist, say, first):
     "Send the last row of the table, and before the first one its heading."
     row = hist.epochs[-1]
-    if len(hist.epochs) == 1: say([*row])
+    if first: say([*row])
     say([str(o) if isinstance(o, int) else f'{o:.4f}' for o in row.values()])
 
 # %% ../nbs/09_training.ipynb #3a49b55c
-def _check_fit(model, opt, train_dl, epochs, metric, stats_every):
+def _check_fit(model, opt, train_dl, epochs, metric, stats_every, after_epoch):
     "Refuse what would train nothing, or something else."
     if epochs < 1: raise ValueError(f'fit: epochs is {epochs}, expected a whole number of at least 1')
     if stats_every < 0: raise ValueError(f'fit: stats_every is {stats_every}, expected 0 for never, or more')
-    if metric is not None: check_kind('fit', 'metric', metric, Callable)
+    for k,f in dict(metric=metric, after_epoch=after_epoch).items():
+        if f is not None: check_kind('fit', k, f, Callable)
     if not isinstance(opt, Optimizer):
         raise TypeError(f'fit: opt is a {type(opt).__name__}, expected one of our optimizers, which read .g')
     if isinstance(train_dl, (list, tuple, DataLoader)) and not len(train_dl):
@@ -522,25 +531,28 @@ def fit(
     stats_every: int=25, # Record the statistics of the layers every so many steps; 0 for never
     progress: bool=True, # Show bars and a table?
     compiled: bool=False, # Record a step once and run the record, as `compile_step` does? Same numbers, less time
+    after_epoch: Callable=None, # Called with the history after each epoch, as to save or to show what was learned
+    hist: History=None, # Of an earlier run, to go on with: its steps count in the schedule
 ) -> History: # What was seen
     "Train `model`. Raises ValueError or TypeError, FloatingPointError for inf or nan; any error has `.history`."
-    _check_fit(model, opt, train_dl, epochs, metric, stats_every)
-    hist,(bar,batches,say) = History(model.layers),_bars(epochs, progress)
+    _check_fit(model, opt, train_dl, epochs, metric, stats_every, after_epoch)
+    hist,(bar,batches,say) = hist or History(model.layers),_bars(epochs, progress)
     if compiled: from fb_pass.compiled import CompiledStep # here, as importing it is slow
     readable = partial(train_step, model, opt)
     fast = CompiledStep(model, opt, rare=readable) if compiled else readable
     try:
         for epoch in bar:
-            sizes = []
+            sizes,number = [],len(hist.epochs) + 1
             for xb,yb in _batches('fit', train_dl, batches):
                 step = len(hist.losses)
                 if schedule is not None: opt.lr = _scheduled(schedule, step)
                 seen = stats_every and step % stats_every == 0 # then the layers have to keep what went through them
-                loss = (readable if seen else fast)(xb, yb, f'epoch {epoch+1}, step {step+1} of the run')
+                loss = (readable if seen else fast)(xb, yb, f'epoch {number}, step {step+1} of the run')
                 sizes.append(_rows(xb))
                 _end_step(hist, model, opt, loss, stats_every)
             _end_epoch(hist, sizes, evaluate(model, valid_dl, metric), metric)
-            _say(hist, say)
+            _say(hist, say, epoch == 0)
+            if after_epoch is not None: after_epoch(hist)
     except BaseException as e:
         e.history = hist # nothing that was seen is lost
         raise
