@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['place_rule', 'scores_rule', 'token_loss_rule', 'get_text', 'encode', 'decode', 'windows', 'place', 'Positions',
-           'Residual', 'scores', 'TiedOutput', 'token_loss', 'TokenLoss', 'Gpt', 'gpt', 'clip_grads', 'ClippedAdamW',
-           'warmup_cosine', 'generate']
+           'Residual', 'scores', 'TiedOutput', 'token_loss', 'TokenLoss', 'Gpt', 'gpt', 'Recomputed', 'clip_grads',
+           'ClippedAdamW', 'warmup_cosine', 'generate']
 
 # %% ../nbs/18_gpt.ipynb #18000003
 import math, os
@@ -16,7 +16,7 @@ import torch, torch.nn.functional as F
 from .activations import Dropout, Gelu
 from .attention import CausalSelfAttention, Embedding, Product
 from .datasets import DataError, embedded, unpack
-from .gradients import Rule
+from .gradients import Rule, add_grad, check_fits, upstream_grad
 from .inputs import check_inputs, check_kind, checked, typed
 from .modules import Lin, Model, Module, Op
 from .norms import LayerNorm
@@ -36,6 +36,7 @@ def get_text(
 
     By default `tinyshakespeare.txt` in the folder that the environment variable FB_PASS_DATA names, or else an excerpt
     of it that is installed with the package."""
+    if path is not None and not isinstance(path, os.PathLike): check_kind('get_text', 'path', path, str)
     if path is None:
         path = Path(os.environ.get('FB_PASS_DATA') or '.').expanduser()/'tinyshakespeare.txt'
         where = 'the folder in FB_PASS_DATA'
@@ -154,6 +155,7 @@ class TiedOutput(Op):
 
 # %% ../nbs/18_gpt.ipynb #18000018
 def _check_targets(name, logits, targ):
+    check_inputs(name, 'rows vocab', logits=logits)
     check_kind(name, 'targ', targ, torch.Tensor)
     if targ.numel() != len(logits):
         raise ValueError(f'{name}: logits {tuple(logits.shape)} and targ {tuple(targ.shape)} do not fit, expected a '
@@ -200,12 +202,14 @@ def gpt(
     dropout: float=0., # Share of what the embedding and each residual add that is dropped in training
     generator: torch.Generator=None, # Source of the weights and the masks; torch's own by default
     dtype: torch.dtype=None, # Of the parameters; torch's default dtype if not given
+    recompute: bool=False, # Is each block `Recomputed`? Less memory, more time
 ) -> Gpt: # `model(tokens, targ)`, both (n, block), is the loss
     """A GPT: learned positions, pre-norm blocks with causal attention and GELU, output tied to the embedding.
 
     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Raises ValueError or TypeError."""
     for k,o in dict(vocab=vocab, block=block, n_layer=n_layer, n_head=n_head, width=width).items():
         if o < 1: raise ValueError(f'gpt: {k} is {o}, expected at least 1')
+    if width % n_head: raise ValueError(f'gpt: width is {width}, expected a multiple of n_head, {n_head}')
     def drawn(*shape, std=.02): return std*torch.randn(*shape, generator=generator, dtype=dtype)
     def zeros(n): return torch.zeros(n, dtype=dtype) if bias else None
     def norm(): return LayerNorm(torch.ones(width, dtype=dtype), zeros(width))
@@ -217,22 +221,59 @@ def gpt(
         attend = CausalSelfAttention(drawn(width, 3*width), zeros(3*width), drawn(width, width, std=last), zeros(width),
                                      n_head, block)
         up,down = linear(drawn(width, 4*width)),linear(drawn(4*width, width, std=last))
-        layers += [Residual(norm(), attend, *drop()), Residual(norm(), up, Gelu(), down, *drop())]
+        block_layers = Residual(norm(), attend, *drop()),Residual(norm(), up, Gelu(), down, *drop())
+        layers += [Recomputed(*block_layers)] if recompute else block_layers
     return Gpt.from_layers([*layers, norm(), TiedOutput(table)], TokenLoss())
 
-# %% ../nbs/18_gpt.ipynb #18000023
+# %% ../nbs/18_gpt.ipynb #1800001f
+class Recomputed(Module):
+    """Layers in a row that keep only what came in, and are run again in the backward pass, with the same draws.
+
+    Raises TypeError for what is no layer, ValueError for layers with buffers, which would be moved twice."""
+    def __init__(self,
+        *layers: Module, # Called one after the other
+    ):
+        self.layers = layers
+        if not layers or not all(isinstance(l, Module) for l in layers):
+            raise TypeError(f'Recomputed: got {layers!r}, expected at least one layer, each an instance, like Gelu()')
+        if self.named_buffers():
+            raise ValueError(f'Recomputed: {self.named_buffers()[0][0]} is a buffer, which running the layers again '
+                             'would move twice in a step')
+    def _generators(self):
+        found = [v for l in self._below for v in vars(l).values() if isinstance(v, torch.Generator)]
+        return [torch.default_generator, *found]
+    def _run(self, x):
+        for l in self.layers: x = l(x)
+        return x
+    def forward(self, x):
+        self.states = [g.get_state() for g in self._generators()]
+        out = self._run(x)
+        for l in self.layers: l.forget()
+        return out
+    def bwd(self, out, x):
+        generators = self._generators()
+        now = [g.get_state() for g in generators]
+        for g,state in zip(generators, self.states): g.set_state(state)
+        again = self._run(x)
+        for g,state in zip(generators, now): g.set_state(state)
+        add_grad(again, upstream_grad('Recomputed', out))
+        for l in reversed(self.layers): l.backward()
+        for l in self.layers: l.forget()
+
+# %% ../nbs/18_gpt.ipynb #18000026
+@typed
 def clip_grads(
     params: Iterable, # Tensors with a gradient in `.g`
     max_norm: float, # Largest norm of all gradients together, more than 0
 ) -> torch.Tensor: # Their norm before, a scalar
     "Scale all gradients by one number if their common norm is too large, as `torch.nn.utils.clip_grad_norm_` does."
-    check_kind('clip_grads', 'max_norm', max_norm, float)
     if not max_norm > 0: raise ValueError(f'clip_grads: max_norm is {max_norm}, expected a number greater than 0')
     params = [params] if isinstance(params, torch.Tensor) else list(params)
     for i,p in enumerate(params):
         check_kind('clip_grads', f'parameter {i}', p, torch.Tensor)
         if getattr(p, 'g', None) is None:
             raise RuntimeError(f'clip_grads: parameter {i} {tuple(p.shape)} has no gradient: run the backward first')
+        check_fits(f'clip_grads: parameter {i}', p.g, p)
     if not params: raise ValueError('clip_grads: params is empty: a generator is empty after one use')
     norm = torch.stack([p.g.norm() for p in params]).norm()
     scale = (max_norm/(norm + 1e-6)).clamp(max=1) # torch adds the same small number
@@ -258,7 +299,7 @@ class ClippedAdamW(AdamW):
         clip_grads(self.params, self.max_norm)
         super().step()
 
-# %% ../nbs/18_gpt.ipynb #18000026
+# %% ../nbs/18_gpt.ipynb #18000029
 @typed
 def warmup_cosine(
     lr_max: float, # Highest learning rate
@@ -278,7 +319,7 @@ def warmup_cosine(
         return lr_min + (lr_max - lr_min)/2*(1 + math.cos(math.pi*share))
     return lr
 
-# %% ../nbs/18_gpt.ipynb #1800002d
+# %% ../nbs/18_gpt.ipynb #18000030
 @typed
 def generate(
     model: Gpt, # A trained network

@@ -8,7 +8,7 @@ __all__ = ['Counterpart', 'counterpart', 'to_linear', 'to_torch', 'from_torch', 
 
 # %% ../nbs/10_library.ipynb #db08d3b9
 import json, os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -290,9 +290,10 @@ def load_weights(
     _write(wanted, found)
 
 # %% ../nbs/10_library.ipynb #10a00002
-def _training(model, opt, generators):
+def _training(who, model, opt, generators):
     "By name what a training changes, but for a few numbers: tensors, and random states."
     from fb_pass.compiled import state_of # here, as importing it is slow
+    for i,g in enumerate(generators): check_kind(who, f'generators[{i}]', g, torch.Generator)
     states = [torch.get_rng_state(), *(g.get_state() for g in generators)]
     return state_of(model, opt), {f'random.{i}': t for i,t in enumerate(states)}
 
@@ -302,10 +303,10 @@ def save_training(
     model: Module, # What is trained
     opt: Optimizer, # Its optimizer
     hist: History, # What `fit` has seen of the training
-    generators=(), # Those that the loader and the layers draw from; the state of torch's own is saved too
+    generators: Iterable=(), # Those that the loader and the layers draw from; the state of torch's own is saved too
 ):
     "Write what a later run needs to go on to a safetensors file, at once and complete. Raises OSError."
-    tensors,states = _training(model, opt, generators)
+    tensors,states = _training('save_training', model, opt, generators)
     numbers = dict(lr=opt.lr, steps=opt.steps, hist=vars(hist))
     _save(_path('save_training', path), tensors | states, training=json.dumps(numbers))
 
@@ -314,11 +315,12 @@ def load_training(
     path, # A file that `save_training` has written
     model: Module, # Of the same names and shapes; its parameters are overwritten
     opt: Optimizer, # Of the same class; its state is overwritten
-    generators=(), # As many as were saved; they go on from where those were, as does torch's own
+    generators: Iterable=(), # As many as were saved; they go on from where those were, as does torch's own
 ) -> History: # To be given to `fit` as `hist`
     "Go on where a run stopped. ValueError, with nothing changed, if the file is damaged or does not fit; or OSError."
-    path = _path('load_training', path)
-    (found,said),(tensors,states) = _read('load_training', path),_training(model, opt, generators)
+    who = 'load_training'
+    path = _path(who, path)
+    (found,said),(tensors,states) = _read(who, path),_training(who, model, opt, generators)
     _check_file(path.name, found, tensors | states)
     try:
         numbers = json.loads(said['training'])

@@ -157,10 +157,10 @@ class Parts:
         outermost = not hasattr(backward_pass, 'gone')
         if outermost: backward_pass.gone,backward_pass.first = {},self
         try:
-            if backward_pass.gone.get(id(self)) is self.args:
+            if backward_pass.gone.get(id(self)) == self._call:
                 raise RuntimeError(f'{self!r}: this layer object has two places in the model, but remembers only its '
                                    'last call: make a second layer that is given the same tensors')
-            backward_pass.gone[id(self)] = self.args
+            backward_pass.gone[id(self)] = self._call
             called,left = self._called,self._left
             old = {k: getattr(kept.get(k), 'g', None) for k in self._results - left}
             self._noting(f, self.out, *self.args)

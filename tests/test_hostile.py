@@ -4,6 +4,7 @@ An error is ours if a `raise` of the package made it, and its message names the 
 """
 import dis, importlib, math, os, re, warnings
 from contextlib import nullcontext
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -16,7 +17,7 @@ import matplotlib.pyplot
 
 MODULES = ['normalization', 'initialization', 'forward', 'backward', 'gradients', 'checks', 'inputs', 'parameters',
            'norms', 'modules', 'autograd', 'closures', 'training', 'activations', 'library', 'convolution', 'speed',
-           'compiled', 'attention']
+           'compiled', 'attention', 'gpt']
 mod = {k: importlib.import_module(f'fb_pass.{k}') for k in MODULES}
 package = os.path.dirname(mod['forward'].__file__)
 
@@ -35,6 +36,7 @@ def pairs(): return [(rand(4, 3), labels())]
 def fitted():
     m = model()
     return mod['training'].fit(m, sgd(m), pairs(), pairs(), 1, progress=False)
+def tiny(): return mod['gpt'].gpt(3, 4, 1, 1, 2, generator=generator())
 def net(): return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 3))
 def rule(): return mod['gradients'].Rule(torch.exp, lambda g, out, x: g*out)
 def generator(): return torch.Generator().manual_seed(0)
@@ -147,7 +149,7 @@ CALLS = {
                       weight_decay=lambda: .1),
         'SGD.step': dict(g=x, lr=lambda: .1, momentum=lambda: .9, weight_decay=lambda: .1),
         'AdamW.step': dict(g=x, lr=lambda: .1, betas=lambda: (.9, .9), eps=lambda: 1e-8, weight_decay=lambda: .1),
-        'dataloader': dict(x=x, y=labels, bs=lambda: 2, generator=lambda: torch.Generator()),
+        'dataloader': dict(x=x, y=labels, bs=lambda: 2, generator=lambda: torch.Generator(), batches=lambda: 3),
         'one_cycle': dict(lr_max=lambda: .1, steps=lambda: 9, pct_start=lambda: .3, div=lambda: 25.,
                           final_div=lambda: 1e4),
         'one_cycle()': dict(step=lambda: 3),
@@ -157,7 +159,7 @@ CALLS = {
         'LayerStats': dict(mean=lambda: 0., std=lambda: 1., dead=lambda: 0., grad_mean=lambda: 0., grad_std=lambda: 1.),
         'fit': dict(model=model, opt=lambda: None, train_dl=pairs, valid_dl=pairs, epochs=lambda: 1,
                     schedule=lambda: lambda step: .1, metric=lambda: mod['training'].accuracy, stats_every=lambda: 1,
-                    progress=lambda: False),
+                    progress=lambda: False, after_epoch=lambda: lambda hist: None, hist=lambda: None),
         'plot_wrong': dict(x=x, targ=lambda: (-x()).argmax(1), logits=x, count=lambda: 2, shape=lambda: (1, 3))},
     'activations': {
         **{k: dict(x=x) for k in ('sigmoid', 'tanh', 'silu', 'gelu', 'gelu_tanh')}, 'dropout': dict(x=x, mask=x),
@@ -171,7 +173,9 @@ CALLS = {
         'from_torch': dict(net=net, loss=lambda: mod['training'].CrossEntropy()), 'as_torch': dict(model=model),
         'as_torch()': dict(x=x, targ=labels), 'named_weights': dict(model=model),
         'save_weights': dict(model=model, path=lambda: 'weights'),
-        'load_weights': dict(model=model, path=lambda: 'saved')},
+        'load_weights': dict(model=model, path=lambda: 'saved'),
+        'save_training': dict(path=lambda: 'run', model=model, opt=lambda: None, hist=fitted, generators=lambda: []),
+        'load_training': dict(path=lambda: 'training', model=model, opt=lambda: None, generators=lambda: [])},
     'speed': {
         'Work': dict(calls=lambda: 1, flops=lambda: 1, bytes=lambda: 1),
         'Machine': dict(flops=lambda: 1., bytes=lambda: 1.),
@@ -195,6 +199,27 @@ CALLS = {
         'CausalSelfAttention': dict(w_qkv=lambda: rand(3, 9), b_qkv=lambda: rand(9), w_out=lambda: rand(3, 3),
                                     b_out=lambda: rand(3), n_head=lambda: 3, block=lambda: 2, rows=lambda: None),
         'CausalSelfAttention()': dict(x=x)},
+    'gpt': {
+        'get_text': dict(path=lambda: 'text'), 'encode': dict(text=lambda: 'abab', vocab=lambda: 'ab'),
+        'decode': dict(tokens=labels, vocab=lambda: 'abc'),
+        'windows': dict(tokens=labels, block=lambda: 2, step=lambda: 1),
+        'place': dict(x=x, w=lambda: rand(2, 3)), 'Positions': dict(w=lambda: rand(2, 3)), 'Positions()': dict(x=x),
+        'scores': dict(x=x, weight=lambda: rand(5, 3)), 'TiedOutput': dict(weight=lambda: rand(5, 3)),
+        'TiedOutput()': dict(x=x), **{k: dict(logits=x, targ=labels) for k in ('token_loss', 'TokenLoss()')},
+        **{k: dict(layer=lambda: mod['modules'].Relu()) for k in ('Residual', 'Recomputed')},
+        **{f'{k}()': dict(x=x) for k in ('Residual', 'Recomputed')},
+        'gpt': dict(vocab=lambda: 3, block=lambda: 2, n_layer=lambda: 1, n_head=lambda: 1, width=lambda: 2,
+                    bias=lambda: True, dropout=lambda: .1, generator=generator, dtype=lambda: torch.float64,
+                    recompute=lambda: True),
+        'Gpt()': dict(tokens=lambda: labels()[None], targ=lambda: labels()[None]),
+        'generate': dict(model=tiny, tokens=lambda: labels()[None], count=lambda: 2, temperature=lambda: .5,
+                         generator=generator),
+        'clip_grads': dict(params=lambda: [out(4, 3)], max_norm=lambda: 1.),
+        'ClippedAdamW': dict(params=lambda: [x()], lr=lambda: .1, betas=lambda: (.9, .99), eps=lambda: 1e-8,
+                             weight_decay=lambda: .1, max_norm=lambda: 1.),
+        'ClippedAdamW.step': dict(g=x, lr=lambda: .1, max_norm=lambda: 1.),
+        'warmup_cosine': dict(lr_max=lambda: .1, steps=lambda: 9, warmup=lambda: 2, lr_min=lambda: .01),
+        'warmup_cosine()': dict(step=lambda: 3)},
     'convolution': {
         'conv2d_rule': dict(stride=lambda: (1, 1), padding=lambda: (1, 0), dilation=lambda: (1, 1)),
         'max_pool2d_rule': dict(size=lambda: (2, 2), stride=lambda: (1, 1)),
@@ -236,9 +261,9 @@ def at_most_once(f):
 def trains(f, model, opt, *args, **kwargs):
     return f(model, sgd(model) if opt is None and isinstance(model, mod['modules'].Module) else opt, *args, **kwargs)
 
-g, t, m, c, n, a, at, v = (
+g, t, m, c, n, a, at, v, gp = (
     mod[k] for k in ('gradients', 'training', 'modules', 'closures', 'inputs', 'activations', 'attention',
-                    'convolution'))
+                    'convolution', 'gpt'))
 def self_attention(**parts):
     given = {k: make() for k,make in CALLS['attention']['CausalSelfAttention'].items()} | parts
     return at.CausalSelfAttention(**given)
@@ -298,6 +323,18 @@ HOW = { # calls that are not a plain `function(**arguments)`
     'plot_wrong': lambda **a: matplotlib.pyplot.close(t.plot_wrong(**a)),
     'as_torch()': lambda x, targ: mod['library'].as_torch(model())(x, targ),
     'compile_step': lambda **k: (lambda m: mod['compiled'].compile_step(m, sgd(m), **k))(model()),
+    'save_training': lambda path, model, opt, **a: trains(partial(mod['library'].save_training, path), model, opt, **a),
+    'load_training': lambda path, model, opt, **a: trains(partial(mod['library'].load_training, path), model, opt, **a),
+    'Positions': lambda w: called(gp.Positions(w), x()), 'Positions()': lambda x: called(gp.Positions(rand(2, 3)), x),
+    'TiedOutput': lambda weight: called(gp.TiedOutput(weight), x()),
+    'TiedOutput()': lambda x: called(gp.TiedOutput(rand(5, 3)), x),
+    'TokenLoss()': lambda **a: called(gp.TokenLoss(), *a.values()),
+    **{k: lambda layer, k=k: called(getattr(gp, k)(layer), x()) for k in ('Residual', 'Recomputed')},
+    **{f'{k}()': lambda x, k=k: called(getattr(gp, k)(m.Relu()), x) for k in ('Residual', 'Recomputed')},
+    'gpt': lambda **a: called(gp.gpt(**a), labels()[:2,None].t() % 2, labels()[:2,None].t() % 2),
+    'Gpt()': lambda **a: called(tiny(), *a.values()),
+    'ClippedAdamW.step': lambda **a: stepped(gp.ClippedAdamW([x()]), **a),
+    'warmup_cosine()': lambda step: gp.warmup_cosine(.1, 9, 2, .01)(step),
     'ledger': lambda model, x, targ, rounds: mod['speed'].ledger(model, x, targ, rounds=rounds),
 }
 
@@ -328,6 +365,9 @@ def unclear(e, name, args):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mod['library'].save_weights(model(), 'saved')
+    m = model()
+    mod['library'].save_training('training', m, sgd(m), mod['training'].History(m.layers))
+    with open('text', 'w') as f: f.write('a text')
 
 def tried(module, name, changed=(), mode=nullcontext):
     "The result of a call, and what is unclear about its error."

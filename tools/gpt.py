@@ -6,7 +6,7 @@ import torch, torch.nn.functional as F
 from accuracy import console, machine, root
 from fastcore.script import call_parse
 from fb_pass.gpt import ClippedAdamW, decode, encode, generate, get_text, gpt, warmup_cosine, windows
-from fb_pass.training import dataloader, evaluate, fit
+from fb_pass.training import dataloader, fit
 from torch import nn
 
 shape = dict(block=64, n_layer=4, n_head=4, width=128)
@@ -40,7 +40,7 @@ class TorchGpt(nn.Module):
     def forward(self, tokens, targ): return F.cross_entropy(self.logits(tokens).flatten(0, 1), targ.flatten())
 
 def names(n_layer):
-    "Names of our parameters, each once, and of torch's; a matrix stands transposed in the linear layers of torch."
+    "Names of our parameters, each once, and of torch's."
     known = {'layers.0.weight': 'table.weight', 'layers.1.w': 'places'}
     for i in range(n_layer):
         a,b,block = f'layers.{2 + 2*i}.layers',f'layers.{3 + 2*i}.layers',f'blocks.{i}'
@@ -49,17 +49,18 @@ def names(n_layer):
                   f'{b}.1.w': f'{block}.up.weight', f'{b}.3.w': f'{block}.down.weight'}
     return known | {f'layers.{2 + 2*n_layer}.weight': 'norm.weight'}
 
-def turned(name, t): return t.t() if name.rpartition('.')[2] in ('w_qkv', 'w_out') or '.layers.' in name and (
-    name.endswith('.w')) else t
+def as_ours(net, name, t=None):
+    "A parameter of torch's, or `t` in its place, in our layout: a linear layer of torch keeps its matrix transposed."
+    t = net.get_parameter(name) if t is None else t
+    return t.t() if isinstance(net.get_submodule(name.rpartition('.')[0]), nn.Linear) else t
 
 def to_torch(model, n_layer, n_head):
     "The same network of torch's layers, with copies of the weights."
     ours = dict(model.named_params())
     table = ours['layers.0.weight']
     net = TorchGpt(len(table), model.block, n_layer, n_head, table.shape[1]).to(table.dtype)
-    theirs = dict(net.named_parameters())
     with torch.no_grad():
-        for k,name in names(n_layer).items(): theirs[name].copy_(turned(k, ours[k]))
+        for k,name in names(n_layer).items(): as_ours(net, name).copy_(ours[k])
     return net
 
 def torch_optimizer(net):
@@ -79,9 +80,9 @@ def torch_step(net, opt, xb, yb, lr):
     return loss.item()
 
 def loaders(tokens, block, bs, every, seed):
-    train,valid = tokens[:int(.9*len(tokens))],tokens[int(.9*len(tokens)):]
-    generator = torch.Generator().manual_seed(seed)
-    return dataloader(*windows(train, block), bs, generator, batches=every), dataloader(*windows(valid, block, block), 100)
+    n,generator = int(.9*len(tokens)),torch.Generator().manual_seed(seed)
+    train,valid = windows(tokens[:n], block),windows(tokens[n:], block, block)
+    return dataloader(*train, bs, generator, batches=every), dataloader(*valid, 100)
 
 def by_hand(model, dls, schedule, steps, every, sample=lambda: None):
     "Validation losses in the course of a training by hand."
@@ -133,7 +134,8 @@ def main(
             begin = time.perf_counter()
             if way == 'by_hand': losses = by_hand(model, dls, schedule, steps, every, lambda: console.print(sample()))
             else: losses = by_torch(to_torch(model, shape['n_layer'], shape['n_head']), dls, schedule, steps, every)
-            row = dict(seed=seed, valid=[round(v, 5) for v in losses], minutes=round((time.perf_counter() - begin)/60, 1))
+            minutes = round((time.perf_counter() - begin)/60, 1)
+            row = dict(seed=seed, minutes=minutes, valid=[round(v, 5) for v in losses])
             if way == 'by_hand': row['text'] = sample(600)
             found[way].append(row)
             path.parent.mkdir(exist_ok=True)
