@@ -16,7 +16,7 @@ MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
 .DEFAULT_GOAL := help
 .PHONY: help run lab test test-processors checks hook mutants differential fuzz doctor doctor-torch bench wheel docs docs-serve \
-  test-site badges accuracy cnn readme imports export notebooks exercises images clean distclean
+  test-site badges accuracy cnn gpt readme imports export notebooks exercises images clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 24
@@ -119,6 +119,9 @@ accuracy: $(READY)  ## train over five seeds, by hand and by torch, into results
 
 cnn: $(READY)  ## train the convolutional network over five seeds, by hand and by torch, into results/ (all of MNIST; about an hour; goes on where it stopped)
 	$(BIN)/python tools/cnn.py
+
+gpt: $(READY)  ## train a small GPT over three seeds, by hand and by torch, into results/ (the whole text; about an hour; goes on where it stopped)
+	$(BIN)/python tools/gpt.py
 
 readme: $(READY)  ## make README.md from nbs/index.ipynb
 	$(BIN)/python tools/make_readme.py

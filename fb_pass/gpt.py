@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['place_rule', 'scores_rule', 'token_loss_rule', 'get_text', 'encode', 'decode', 'windows', 'place', 'Positions',
            'Residual', 'scores', 'TiedOutput', 'token_loss', 'TokenLoss', 'Gpt', 'gpt', 'Recomputed', 'clip_grads',
-           'ClippedAdamW', 'warmup_cosine', 'generate']
+           'ClippedAdamW', 'warmup_cosine', 'generate', 'gpt_by_torch']
 
 # %% ../nbs/18_gpt.ipynb #18000003
 import math, os
@@ -202,7 +202,7 @@ def gpt(
     dropout: float=0., # Share of what the embedding and each residual add that is dropped in training
     generator: torch.Generator=None, # Source of the weights and the masks; torch's own by default
     dtype: torch.dtype=None, # Of the parameters; torch's default dtype if not given
-    recompute: bool=False, # Is each block `Recomputed`? Less memory, more time
+    recompute: bool=False, # Is each residual `Recomputed`? Less memory, more time
 ) -> Gpt: # `model(tokens, targ)`, both (n, block), is the loss
     """A GPT: learned positions, pre-norm blocks with causal attention and GELU, output tied to the embedding.
 
@@ -221,8 +221,8 @@ def gpt(
         attend = CausalSelfAttention(drawn(width, 3*width), zeros(3*width), drawn(width, width, std=last), zeros(width),
                                      n_head, block)
         up,down = linear(drawn(width, 4*width)),linear(drawn(4*width, width, std=last))
-        block_layers = Residual(norm(), attend, *drop()),Residual(norm(), up, Gelu(), down, *drop())
-        layers += [Recomputed(*block_layers)] if recompute else block_layers
+        halves = Residual(norm(), attend, *drop()),Residual(norm(), up, Gelu(), down, *drop())
+        layers += map(Recomputed, halves) if recompute else halves
     return Gpt.from_layers([*layers, norm(), TiedOutput(table)], TokenLoss())
 
 # %% ../nbs/18_gpt.ipynb #1800001f
@@ -257,8 +257,9 @@ class Recomputed(Module):
         again = self._run(x)
         for g,state in zip(generators, now): g.set_state(state)
         add_grad(again, upstream_grad('Recomputed', out))
-        for l in reversed(self.layers): l.backward()
-        for l in self.layers: l.forget()
+        for l in reversed(self.layers):
+            l.backward()
+            l.forget()
 
 # %% ../nbs/18_gpt.ipynb #18000026
 @typed
@@ -342,3 +343,26 @@ def generate(
             else: new = last.argmax(1, keepdim=True)
             tokens = torch.cat([tokens, new], 1)
     return tokens
+
+# %% ../nbs/18_gpt.ipynb #18000047
+def gpt_by_torch(
+    model: Gpt, # A network without dropout
+    tokens: torch.Tensor, # Windows, (n, block), int64
+    targ: torch.Tensor, # Their targets, (n, block), int64
+    *params: torch.Tensor, # In the place of `model.params`, of the same shapes
+) -> torch.Tensor: # Loss, a scalar, which autograd can differentiate
+    "The loss of a network of `gpt` by torch's own functions, as something to compare with."
+    of = {id(p): q for p,q in zip(model.params, params)}
+    def p(t): return None if t is None else of[id(t)]
+    def norm(l, x): return F.layer_norm(x, x.shape[-1:], p(l.weight), p(l.bias), l.eps)
+    def linear(l, x): return F.linear(x, p(l.w).t(), p(getattr(l, 'b', None)))
+    first,places,*blocks,last,_ = model.layers
+    x = F.embedding(tokens, p(first.weight)) + p(places.w)
+    for attends,feeds in zip(blocks[::2], blocks[1::2]):
+        n,a = attends.layers
+        qkv = F.linear(norm(n, x), p(a.w_qkv).t(), p(a.b_qkv)).unflatten(-1, (3, a.n_head, -1)).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(*qkv, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + F.linear(h, p(a.w_out).t(), p(a.b_out))
+        n,up,_,down = feeds.layers
+        x = x + linear(down, F.gelu(linear(up, norm(n, x))))
+    return F.cross_entropy((norm(last, x)@p(first.weight).t()).flatten(0, 1), targ.flatten())

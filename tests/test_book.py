@@ -41,7 +41,9 @@ def test_the_network_has_a_checked_gradient_in_45_minutes():
     assert sum(length(o).minutes for o in HOUR if o <= '05_backward') <= 45
 
 def test_the_rooms_after_it_take_25_minutes_each():
-    long = {o.stem: m for o in pages() if o.part == 'Lesson' and (m := length(o.stem).minutes) > 25}
+    "That on a GPT, where all of them meet, takes 30."
+    long = {o.stem: m for o in pages() if o.part == 'Lesson' and (
+        m := length(o.stem).minutes) > (30 if o.stem == '18_gpt' else 25)}
     assert not long, long
 
 def test_what_is_hidden_or_folded_or_an_exercise_is_not_counted(tmp_path):

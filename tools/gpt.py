@@ -10,7 +10,7 @@ from fb_pass.training import dataloader, fit
 from torch import nn
 
 shape = dict(block=64, n_layer=4, n_head=4, width=128)
-settings = dict(bs=12, lr_max=1e-3, lr_min=1e-4, warmup=100, every=250)
+settings = dict(bs=12, lr_max=3e-3, lr_min=1e-4, warmup=100, every=250)
 whole = 1_115_394 # characters
 
 def new(vocab, seed, dtype=None, **kw):
