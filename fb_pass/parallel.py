@@ -143,14 +143,13 @@ class _Run(Parts):
 
 @contextmanager
 def _processes(timeout):
-    "The processes that torchrun has started, or else this one alone; nothing is begun if there is a group."
-    if dist.is_initialized():
-        yield
-        return
-    alone = {} if 'RANK' in os.environ else dict(backend='gloo', store=dist.HashStore(), rank=0, world_size=1)
-    dist.init_process_group(timeout=timedelta(seconds=timeout), **alone)
+    "The process group that is there; or one of the processes that torchrun has started, which stays; or of this alone."
+    alone = not dist.is_initialized() and 'RANK' not in os.environ
+    if alone: dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    elif not dist.is_initialized(): dist.init_process_group(timeout=timedelta(seconds=float(timeout)))
     try: yield
-    finally: dist.destroy_process_group()
+    finally:
+        if alone: dist.destroy_process_group()
 
 def _check_parallel(model, opt, path, **least):
     if not isinstance(opt, Optimizer):
