@@ -190,7 +190,7 @@ def fit_parallel(
     schedule: Callable=None, # Function from the number of the step, from 0, to the learning rate; else that of `opt`
     path=None, # File of the checkpoint; if it is there, the run goes on from it; by default none is written
     every: int=100, # A checkpoint is written after so many steps, and at the end
-    timeout: float=60., # Seconds to wait for the other ranks, unless a process group is there already
+    timeout: float=60., # Seconds to wait for the other ranks, of the process group that is begun here if there is none
 ) -> list: # Mean loss of each step over the rows of all ranks
     """Train on all ranks that `torchrun` has started, or in this process alone: the same numbers, up to rounding.
 

@@ -25,6 +25,8 @@ def start(f, ranks, folder):
     mp.start_processes(f, (str(folder),), nprocs=ranks, start_method=method)
     return [json.loads((folder/f'{r}.json').read_text()) for r in range(ranks)]
 
+pytestmark = pytest.mark.xdist_group('parallel') # they share processes
+
 @pytest.fixture(scope='module')
 def found(tmp_path_factory):
     "What four processes have found, by rank; and the folder with the weights after training."
