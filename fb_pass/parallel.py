@@ -52,7 +52,7 @@ def average_grads(
     """Let the `.g` of each parameter become the gradient of the mean over the rows of all ranks.
 
     RuntimeError without a process group or a gradient, ValueError if parameters differ, ConnectionError."""
-    params = _check_average([*params], n)
+    params = _check_average([*params], n, group)
     rows = rows_of_all('average_grads', n, [(*p.shape, p.dtype) for p in params], params[0].device, group)
     if not sum(rows): raise ValueError('average_grads: n is 0 on all ranks: the mean of nothing is not a number')
     for kind in dict.fromkeys((p.dtype, p.device) for p in params):
@@ -62,7 +62,7 @@ def average_grads(
         for p,g in zip(ps, bucket.split([p.numel() for p in ps])): p.g = g.view(p.shape)
 
 # %% ../nbs/19_parallel.ipynb #19000010
-def _check_average(params, n):
+def _check_average(params, n, group):
     if n < 0: raise ValueError(f'average_grads: n is {n}, expected a number of rows')
     if not params: raise ValueError('average_grads: params is empty: there is nothing to average')
     for i,p in enumerate(params):
@@ -76,6 +76,7 @@ def _check_average(params, n):
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError('average_grads: there is no process group: call torch.distributed.init_process_group() '
                            'first, in a script that torchrun has started')
+    if dist.get_rank(group) < 0: raise ValueError('average_grads: this rank is no member of the group')
     return params
 
 # %% ../nbs/19_parallel.ipynb #19000015

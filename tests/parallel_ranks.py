@@ -40,7 +40,10 @@ def off(got, want):
 
 def raised(f, *args, **kwargs):
     try: f(*args, **kwargs)
-    except Exception as e: return type(e).__name__, str(e)
+    except Exception as e:
+        assert e.__suppress_context__ or not e.__context__, 'a second error is shown above it'
+        assert not e.__cause__
+        return type(e).__name__, str(e)
 
 def gradients(rows):
     "How far the gradients that this rank has after the exchange are off from those of all rows in one process."
@@ -94,6 +97,9 @@ def wrong_calls():
                  order=raised(average_grads, model.params[::1 if rank else -1], 1),
                  nothing=raised(average_grads, model.params, 0), seed=raised(fit, model, x[:8], seed=rank),
                  length=raised(fit, model, x[:7 + rank]), nan=raised(fit, model, x))
+    first = dist.new_group([0])
+    member = raised(average_grads, model.params, 1, first)
+    assert not member if rank == 0 else 'average_grads: this rank is no member' in member[1]
     average_grads(model.params, 1)
     return found
 
@@ -123,7 +129,10 @@ def silence(seconds=1.5):
         return .1
     began = time.monotonic()
     found = raised(fit_parallel, model, SGD(model.params, .1), rand(8, 6), labels(8), 2, 3, schedule=rate)
-    return found, time.monotonic() - began
+    seconds = time.monotonic() - began
+    for p in model.params: p.g = torch.ones_like(p)
+    assert raised(average_grads, model.params, 1)[0] == 'ConnectionError'
+    return found, seconds
 
 def all_cases(rank, folder):
     "What a spawned process does, in groups of 2, 3 and 4 one after the other; it writes down what it found."
@@ -131,7 +140,8 @@ def all_cases(rank, folder):
     found = {}
     for ranks in 2, 3, 4:
         if rank >= ranks: continue
-        dist.init_process_group('gloo', store=dist.FileStore(f'{folder}/{ranks}', ranks), rank=rank, world_size=ranks)
+        dist.init_process_group('gloo', store=dist.FileStore(f'{folder}/{ranks}', ranks), rank=rank, world_size=ranks,
+                                timeout=timedelta(seconds=TIMEOUT))
         here = found[ranks] = dict(mixed=mixed(), wrong=wrong_calls(), start=from_rank_0())
         if ranks == 2: here['ddp'] = as_ddp()
         for rows in SHARDS[ranks]: here[str(rows)] = gradients(rows), micro_batches(rows)
@@ -171,7 +181,8 @@ def go_on(rank, folder):
     "What three spawned processes do with the checkpoint of a run that was killed; and how far another is off."
     torch.set_num_threads(1)
     os.environ['RANK'] = str(rank)
-    dist.init_process_group('gloo', store=dist.FileStore(f'{folder}/store', 3), rank=rank, world_size=3)
+    dist.init_process_group('gloo', store=dist.FileStore(f'{folder}/store', 3), rank=rank, world_size=3,
+                            timeout=timedelta(seconds=TIMEOUT))
     (losses,params),(whole,others) = run(f'{folder}/run.safetensors'),run()
     dist.destroy_process_group()
     Path(f'{folder}/{rank}.json').write_text(json.dumps(max(off(p, q) for p,q in zip([losses, *params],
