@@ -101,9 +101,14 @@ def killed(tmp_path_factory, root):
     folder = tmp_path_factory.mktemp('killed')
     env = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}
     began,command = time.monotonic(),[sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    done = subprocess.run([*command, '--nproc-per-node=3', pr.__file__, folder/'run.safetensors'], env=env,
-                          capture_output=True, text=True, timeout=120)
-    return done, folder, time.monotonic() - began
+    with subprocess.Popen([*command, '--nproc-per-node=3', pr.__file__, folder/'run.safetensors'], env=env,
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try: out,err = process.communicate(timeout=120)
+        except BaseException:
+            for o in psutil.Process(process.pid).children(recursive=True): o.kill()
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err), folder, time.monotonic() - began
 
 def test_a_rank_that_is_killed_ends_the_run_on_all(killed):
     "Long before they would have waited long enough; the two that are left say the same, and nothing of what is below."
