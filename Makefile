@@ -39,7 +39,7 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 
 # The checks in the notebooks, and what is no business of a notebook: both, even if the first fails.
 NOTEBOOKS = $(BIN)/nbdev_test --n_workers $(JOBS) --do_print --timing </dev/null
-TESTS = $(BIN)/pytest -n $(JOBS) --ignore tests/test_project.py
+TESTS = $(BIN)/pytest -n $(JOBS) --dist loadgroup --ignore tests/test_project.py
 
 # Tests never use the net. One thread for each of the JOBS processes, unless the environment says how many: more would
 # only take turns on the same cores.

@@ -18,6 +18,7 @@ from .datasets import replace_file
 from .gradients import to_function
 from .inputs import check_apart, check_inputs, check_kind, typed
 from .modules import Lin, Model, Module, Op, Relu
+from .parameters import Parts
 from .training import CrossEntropy, History, LayerStats, Optimizer
 
 # %% ../nbs/10_library.ipynb #801cf9ce
@@ -215,7 +216,7 @@ def named_weights(
 ) -> dict: # Name, as in layers.0.w, to tensor in our layout, which shares its memory with the model
     "Parameters and buffers by name, each once. Raises TypeError for something else, ValueError if there are none."
     found = {}
-    ours = isinstance(model, Module)
+    ours = isinstance(model, Parts)
     for name,t in (*model.named_params(), *model.named_buffers()) if ours else _walk_torch(model):
         if not any(t.is_set_to(o) and t.dtype == o.dtype for o in found.values()): found[name] = t # other numbers?
     if not found: raise ValueError(f'{model!r} has no parameters')

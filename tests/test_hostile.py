@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 matplotlib.use('Agg')
@@ -17,7 +18,7 @@ import matplotlib.pyplot
 
 MODULES = ['normalization', 'initialization', 'forward', 'backward', 'gradients', 'checks', 'inputs', 'parameters',
            'norms', 'modules', 'autograd', 'closures', 'training', 'activations', 'library', 'convolution', 'speed',
-           'compiled', 'attention', 'gpt']
+           'compiled', 'attention', 'gpt', 'parallel']
 mod = {k: importlib.import_module(f'fb_pass.{k}') for k in MODULES}
 package = os.path.dirname(mod['forward'].__file__)
 
@@ -232,6 +233,12 @@ CALLS = {
         'Unflatten': dict(size=lambda: 3), 'Unflatten()': dict(x=x),
         'cnn': dict(generator=lambda: torch.Generator(), dtype=lambda: torch.float64)},
     'compiled': {'compile_step': dict(xb=x, yb=labels, backend=lambda: 'replay')},
+    'parallel': {
+        'average_grads': dict(params=lambda: [*trained().params], n=lambda: 4),
+        'accumulate': dict(model=model, batches=pairs), 'accumulate()': dict(xb=x, yb=labels),
+        'fit_parallel': dict(model=model, opt=lambda: None, x=x, y=labels, epochs=lambda: 1, bs=lambda: 3,
+                             seed=lambda: 0, schedule=lambda: lambda step: .1,
+                             path=lambda: f'run{len(os.listdir())}', every=lambda: 1, timeout=lambda: 9.)},
 }
 
 def back(layer, X, Yg): return layer.forward(X)[1](Yg)
@@ -258,6 +265,11 @@ def stepped(opt, g, **numbers):
 def at_most_once(f):
     "For decorators: what they return is called."
     return f(lambda x: x)(rand(4, 3))
+def in_a_group(f, *args, **kwargs):
+    "Call a function of several processes in this one alone."
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try: return f(*args, **kwargs)
+    finally: dist.destroy_process_group()
 def trains(f, model, opt, *args, **kwargs):
     return f(model, sgd(model) if opt is None and isinstance(model, mod['modules'].Module) else opt, *args, **kwargs)
 
@@ -335,6 +347,9 @@ HOW = { # calls that are not a plain `function(**arguments)`
     'Gpt()': lambda **a: called(tiny(), *a.values()),
     'ClippedAdamW.step': lambda **a: stepped(gp.ClippedAdamW([x()]), **a),
     'warmup_cosine()': lambda step: gp.warmup_cosine(.1, 9, 2, .01)(step),
+    'average_grads': lambda params, n: in_a_group(mod['parallel'].average_grads, params, n),
+    'accumulate()': lambda xb, yb: mod['parallel'].accumulate(model(), [(xb, yb)]),
+    'fit_parallel': lambda model, opt, **a: trains(mod['parallel'].fit_parallel, model, opt, **a),
     'ledger': lambda model, x, targ, rounds: mod['speed'].ledger(model, x, targ, rounds=rounds),
 }
 
