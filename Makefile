@@ -9,6 +9,7 @@ SEED ?= 0
 SESSION ?=
 MINUTES ?= 10
 LIBS ?=
+GPT ?=
 BIN := .venv/bin
 READY := .venv/.ready
 PORT ?= 8000
@@ -120,8 +121,8 @@ accuracy: $(READY)  ## train over five seeds, by hand and by torch, into results
 cnn: $(READY)  ## train the convolutional network over five seeds, by hand and by torch, into results/ (all of MNIST; about an hour; goes on where it stopped)
 	$(BIN)/python tools/cnn.py
 
-gpt: $(READY)  ## train a small GPT over three seeds, by hand and by torch, into results/ (the whole text; about an hour; goes on where it stopped)
-	$(BIN)/python tools/gpt.py
+gpt: $(READY)  ## train a small GPT over three seeds, by hand and by torch, into results/ (the whole text; half an hour; goes on where it stopped; GPT='--steps 5000 ...' for others: tools/gpt.py --help)
+	$(BIN)/python tools/gpt.py $(GPT)
 
 readme: $(READY)  ## make README.md from nbs/index.ipynb
 	$(BIN)/python tools/make_readme.py

@@ -6,7 +6,7 @@
 __all__ = ['average_grads', 'accumulate', 'fit_parallel']
 
 # %% ../nbs/19_parallel.ipynb #19000002
-import os, re, zlib
+import atexit, os, re, zlib
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -142,12 +142,17 @@ class _Run(Parts):
         self.done = torch.tensor([step, opt.steps])
         if dist.get_rank() == 0: save_weights(self, path)
 
+def _leave():
+    if dist.is_initialized(): dist.destroy_process_group()
+
 @contextmanager
 def _processes(timeout):
     "The process group that is there; or one of the processes that torchrun has started, which stays; or of this alone."
     alone = not dist.is_initialized() and 'RANK' not in os.environ
     if alone: dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
-    elif not dist.is_initialized(): dist.init_process_group(timeout=timedelta(seconds=float(timeout)))
+    elif not dist.is_initialized():
+        dist.init_process_group(timeout=timedelta(seconds=float(timeout)))
+        atexit.register(_leave) # its threads must not outlive Python
     try: yield
     finally:
         if alone: dist.destroy_process_group()

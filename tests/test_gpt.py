@@ -1,5 +1,5 @@
 "A GPT: its layers, the network by name against torch's, clipping, schedule, recomputation, text, and what goes wrong."
-import copy, math, os, sys
+import copy, json, math, os, statistics, sys
 from pathlib import Path
 
 import pytest, torch, torch.nn.functional as F
@@ -387,7 +387,7 @@ def test_saved_loaded_copied_shown(tmp_path):
 
 @pytest.mark.parametrize('kw', [{}, dict(bias=True), dict(recompute=True), dict(dropout=.2)])
 def test_the_recorded_step_is_the_readable_one(kw):
-    model = small(**kw, away=False)
+    model = small(**kw, away=False, n_layer=1)
     twin,(tokens,targ) = copy.deepcopy(model),batch(4)
     opts = [ClippedAdamW(m.params, .01) for m in (model, twin)]
     step,losses = compile_step(twin, opts[1], tokens, targ),([], [])
@@ -529,6 +529,27 @@ def test_it_learns_a_rule():
         [windows(tokens, 5, 5)], 1, warmup_cosine(.01, 150, 10, .001), metric=None, progress=False, compiled=True)
     assert evaluate(model, [windows(tokens, 5, 5)], None)[0] < .1
     assert generate(model, torch.tensor([[3]]), 9, 0.)[0].tolist() == [(3 + i) % 7 for i in range(10)]
+
+
+# make gpt
+
+def test_make_gpt_trains_both_ways_alike(monkeypatch):
+    monkeypatch.setattr(tool, 'shape', dict(block=6, n_layer=1, n_head=2, width=8))
+    tokens = torch.arange(400) % 7
+    def dls(): return tool.loaders(tokens, 6, 3, 5, seed=1)
+    model = tool.new(7, 1, f64)
+    net,schedule = tool.to_torch(model, 1, 2),warmup_cosine(.01, 15, 3, .001)
+    ours,theirs = tool.by_hand(model, dls(), schedule, 15, 5),tool.by_torch(net, dls(), schedule, 15, 5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
+    assert len(ours) == 3 and ours[-1] < ours[0]
+
+def test_the_stored_run_reached_what_is_said_of_it(root):
+    run = json.loads((root/'results'/'gpt.json').read_text(encoding='utf-8'))
+    ours,theirs = [[row['valid'][-1] for row in run[k]] for k in ('by_hand', 'torch')]
+    assert run['command'] == 'make gpt' and run['machine'] and len(ours) == len(theirs) == 3
+    assert (run['steps'], run['bs'], run['block'], run['width']) == (2000, 12, 64, 128)
+    assert max(ours) <= 1.88 and abs(statistics.mean(ours) - statistics.mean(theirs)) < statistics.stdev(ours)
+    assert all(len(row['text']) == 601 for row in run['by_hand'])
 
 
 # Text

@@ -122,7 +122,8 @@ def main(
     if len(text) != whole: sys.exit('this needs the whole text; set FB_PASS_DATA to the folder that has it')
     tokens,every,path = encode(text, vocab),settings['every'],Path(out)
     schedule = warmup_cosine(settings['lr_max'], steps, settings['warmup'], settings['lr_min'])
-    found = stored(path, dict(command='make gpt', machine=machine(), steps=steps, **shape, **settings | dict(bs=bs),
+    command = f"make gpt GPT='{' '.join(sys.argv[1:])}'" if sys.argv[1:] else 'make gpt'
+    found = stored(path, dict(command=command, machine=machine(), steps=steps, **shape, **settings | dict(bs=bs),
                               by_hand=[], torch=[]))
     for way in 'by_hand', 'torch':
         for seed in range(len(found[way]), seeds):
