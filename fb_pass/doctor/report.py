@@ -276,7 +276,7 @@ class _Comparison:
         err,allowed,t,got = err.flatten(),allowed.flatten(),self.t.flatten(),self.got.flatten()
         fits = bool((err <= allowed).all())
         for value in t[kinks].unique()[:20]:
-            tied = kinks[t[kinks] == value]
+            tied = (t == value).nonzero()[:,0]
             v = torch.zeros_like(t).index_fill(0, tied, 1)
             if len(tied) == 1 or (sl := self.slope(v.view(self.t.shape))).kink: continue
             off,limit = (got[tied].sum() - sl.value).abs(),allowed.new_tensor(sl.error + len(tied)*self.budget)
