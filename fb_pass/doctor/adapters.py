@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 from ..closures import Layer, Parameter, Sequential
 from ..modules import Module
-from .tracing import Trace, trace
+from .tracing import Trace, exchanged, trace
 
 # %% ../../nbs/doctor/adapters.ipynb #49b3b4f3
 _ARRAYS = (torch.Tensor, np.ndarray)
@@ -488,7 +488,13 @@ class Adapter(ABC):
     def trace(self, ts, upstream):
         "The trace of the forward and of autograd's backward pass."
         if self.on_numpy: return Trace(ts, {}, {}, {})
-        return trace(lambda *tensors: _one(self.plain(dict(zip(ts, tensors)))), ts, _one(upstream))
+        return trace(self.as_function(ts), ts, _one(upstream))
+
+    def exchanged(self, ts, upstream):
+        "What the gradients are with one operation of the forward exchanged: cause, text and gradients by name."
+        return () if self.on_numpy else exchanged(self.as_function(ts), ts, _one(upstream))
+
+    def as_function(self, ts): return lambda *tensors: _one(self.plain(dict(zip(ts, tensors))))
 
     @cached_property
     def parts(self):
@@ -881,6 +887,7 @@ class TorchAdapter(AutogradAdapter, ObjectAdapter):
     def params(self): return {k: p for k,p in self.layer.named_parameters() if p.requires_grad}
     def applied(self, layer, ts): return self.taken(layer(*self.args(ts)))
     def trace(self, ts, upstream): return Trace(ts, {}, {}, {}) # the Functions inside are traced one by one
+    def exchanged(self, ts, upstream): return ()
     def run(self, layer, ts):
         outs = self.judged(self.applied(layer, self.cloned(ts)))
         def back(upstream):

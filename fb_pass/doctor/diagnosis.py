@@ -83,9 +83,10 @@ class _Known:
         name: str='gradient', # What to call it
         **known, # `values`, `grads`, `terms`, `paths`, `earlier`, `sizes` and `rtol`, as for `explain_grad`
     ):
-        known = dict.fromkeys(('values', 'grads', 'terms', 'paths', 'others', 'earlier', 'sizes', 'rtol')) | known
+        known = dict.fromkeys(('values', 'grads', 'terms', 'paths', 'others', 'exchanged', 'earlier', 'sizes',
+                               'rtol')) | known
         floats,earlier = [t.dtype for t in (got, want) if t.is_floating_point()],known['earlier']
-        self.name,self.reference,self.given = name,want,known['sizes'] or {}
+        self.name,self.reference,self.given,self.exchanged = name,want,known['sizes'] or {},known['exchanged'] or ()
         self.got,self.want = _doubles(dict(got=got, want=want)).values()
         self.values,self.terms,self.paths,self.others,grads = (
             _doubles(known[k]) for k in ('values', 'terms', 'paths', 'others', 'grads'))
@@ -996,6 +997,8 @@ _families = {
     'the gradient of an earlier pass': _stale,
     'a mask or another factor, entry by entry': _multiplied,
     'a formula with one part exchanged': _edited,
+    'one operation of the forward exchanged':
+        lambda c: (c.made(*o, g.cpu().double(), 1.6, c.want) for *o,g in c.exchanged),
     'what a normalization takes out': _left_in,
     'a multiple of something known': _offset,
     'cut off': lambda c: (*_clipped(c), *_dropped(c))}
@@ -1125,6 +1128,7 @@ def explain_grad(
     terms: dict=None, # Name of a use -> what it contributes; they add up to `want`
     paths: dict=None, # Name of a later use -> what comes through it; these need not add up
     others: dict=None, # Name -> the right gradient of another tensor, for which this one may have been taken
+    exchanged=None, # Triples of a cause, a text, and the gradient with one operation of the forward exchanged
     earlier=None, # Gradient of an earlier pass: a tensor, or a dict of tensors
     sizes: dict=None, # Name -> number that may occur as a factor; the lengths of the axes are found without it
     rtol: float=None, # Largest difference allowed, as a share of the largest entry of `want`
@@ -1136,5 +1140,5 @@ def explain_grad(
     want,wrong = given['want'],f'explain_grad: the reference for {name} has dtype {given["want"].dtype}'
     if not want.is_floating_point(): raise TypeError(f'{wrong}, expected a floating-point dtype')
     c = Case(given['got'].real if 'got' in given else torch.zeros_like(want), want, name, values=values, grads=grads,
-             terms=terms, paths=paths, others=others, earlier=earlier, sizes=sizes, rtol=rtol)
+             terms=terms, paths=paths, others=others, exchanged=exchanged, earlier=earlier, sizes=sizes, rtol=rtol)
     return _at_a_glance(c, got) or _searched(c)
