@@ -549,10 +549,21 @@ def _multiplied(c):
     for o in c.factors if c.same else ():
         if not _fits_into(o.value.shape, c.want.shape): continue
         coarse = bool((o.value.abs() - .5).abs().eq(.5).all()) # nothing but -1, 0 and 1
-        if coarse and (c.got.where(o.value.expand(c.want.shape) == 0, 1.) == 0).any(): continue # it was blocked
+        if (c.got.where(o.value.expand(c.want.shape) == 0, 1.) == 0).any(): continue # it was blocked
         yield c.undone(*o.missing(), c.got*o.value, 1.6 if o.kind == 'mask' else 2., coarse=coarse)
         if o.kind == 'mask' or coarse or not o.value.all(): continue
         yield c.undone('scaled', f'there is a factor {o.name} too many', c.got/o.value, 2.)
+
+def _redrawn(c):
+    "A mask of zeros and one constant is another than that of the right gradient."
+    for k,g in c.alike(c.grads).items() if c.same else ():
+        if not g.all(): continue
+        masks = c.got/g,c.want/g
+        top = masks[1].abs().max()
+        if any((m.abs() > c.tol*top).all() or not ((m.abs() <= c.tol*top) | ((m - top).abs() <= c.tol*top)).all()
+               for m in masks): continue
+        text = f'is `{k}` with another mask than that of the forward pass, as if it had been drawn anew'
+        yield c.made('mask from wrong tensor', text, c.got, 2.3, c.want)
 
 # %% ../../nbs/doctor/diagnosis.ipynb #98fafbb5
 class _Formula:
@@ -763,19 +774,19 @@ class _Patches(_Formula):
     def at(self, how, lengths): return _places_of(how, lengths, self.g.shape[2:])
     def other_hows(self):
         how,ones,zeros = self.how,tuple(1 for _ in self.how.size),tuple(0 for _ in self.how.size)
-        others = {('wrong operand', f'the stride {how.stride} is ignored'): how._replace(stride=ones),
-                  ('wrong operand', f'the stride is the size {how.size} of a window'): how._replace(stride=how.size),
-                  ('wrong operand', f'the dilation {how.dilation} is ignored'): how._replace(dilation=ones)}
+        others = {('wrong operand', f'the stride {how.stride} ignored'): how._replace(stride=ones),
+                  ('wrong operand', f'the size {how.size} of a window as the stride'): how._replace(stride=how.size),
+                  ('wrong operand', f'the dilation {how.dilation} ignored'): how._replace(dilation=ones)}
         for p in (zeros, *(tuple(f(q) for q in how.padding) for f in (lambda q: 2*q, lambda q: q + 1, lambda q: q - 1))):
-            said = f'the padding is not {how.padding} but {p}: is what was padded cropped at the wrong place?'
-            others['shifted', said] = how._replace(padding=p)
-        others |= {('wrong operand', f'{k} has rows and columns exchanged'): how._replace(**{k: v[::-1]})
+            text = f'the padding {p}, expected {how.padding}, as if what was padded had been cropped at the wrong place'
+            others['shifted', text] = how._replace(padding=p)
+        others |= {('wrong operand', f'the {k} of rows and columns exchanged'): how._replace(**{k: v[::-1]})
                    for k,v in how._asdict().items()}
         return {k: o for k,o in others.items() if o != how}
 
     def faults(self, looks):
         for (cause,text),how in self.other_hows().items():
-            yield cause, f'{text}: {self.text}', 1.2 if cause == 'shifted' else 1., self.make(how=how)
+            yield cause, f'{self.text}, but with {text}', 1.2 if cause == 'shifted' else 1., self.make(how=how)
         yield from self.own_faults()
         if self.of != 'x' or not any(self.how.padding): return
         shape = *self.x.shape[:2],*(n + 2*p for n,p in zip(self.x.shape[2:], self.how.padding))
@@ -845,7 +856,9 @@ class _Pooling(_Patches):
         all_of_it = fits and c.off(target.flatten(2).sum(2), grads[k].flatten(2).sum(2)) <= c.tol
         for l,x in c.values.items() if fits else ():
             for share in [*_shares][:4] if all_of_it else ['every entry alike, as in a mean']:
-                if x.shape == target.shape: yield from cls.first(c, target, grads, k, l=l, x=x, share=share)
+                for form in cls.first(c, target, grads, k, l=l, x=x, share=share) if x.shape == target.shape else ():
+                    yield form
+                    return
 
     @property
     def text(self): return f'`{self.k}` goes to {self.share} in each window of `{self.l}`'
@@ -948,6 +961,22 @@ def _left_in(c):
             text = f'lacks {k} times the sum of the gradient over {over}'
             yield c.undone('term missing', text, c.got - v*c.got.sum(axes, keepdim=True), 2.)
 
+def _by_other_statistics(c):
+    "A batch norm in training has the gradient of evaluation, where the statistics are constants, or the reverse."
+    if not c.same or c.want.ndim < 2: return
+    axes = 0,*range(2, c.want.ndim)
+    for (k,g),(l,v),eps in product(c.alike(c.grads).items(), c.values.items(), (0., 1e-5)):
+        if v.shape == c.want.shape[1:2] and (v + eps > 0).all():
+            text = f'is `{k}` over the root of `{l}` + {eps:g}: that is the gradient of evaluation, with constants'
+            wrong = g/(v + eps).sqrt().view(-1, *[1]*(c.want.ndim - 2))
+            yield c.made('term missing', text, wrong, 2., c.want)
+        if v.shape != c.want.shape: continue
+        s = (v.var(axes, correction=0, keepdim=True) + eps).sqrt()
+        h = (v - v.mean(axes, keepdim=True))/s
+        wrong = (g - g.mean(axes, keepdim=True) - h*(g*h).mean(axes, keepdim=True))/s
+        text = f'is the gradient of training, by the statistics of `{l}` over {_axes(axes)}, expected that of evaluation'
+        yield c.made('wrong operand', text, wrong, 2., c.want)
+
 def _one_hot(c):
     for k,t in c.ints.items():
         t = t.flatten()
@@ -995,11 +1024,11 @@ _families = {
     'a sum too few or too many': _summed,
     'a use or a term lost, twice or scaled': _uses,
     'the gradient of an earlier pass': _stale,
-    'a mask or another factor, entry by entry': _multiplied,
+    'a mask or another factor, entry by entry': lambda c: (*_multiplied(c), *_redrawn(c)),
     'a formula with one part exchanged': _edited,
     'one operation of the forward exchanged':
         lambda c: (c.made(*o, g.cpu().double(), 1.6, c.want) for *o,g in c.exchanged),
-    'what a normalization takes out': _left_in,
+    'what a normalization takes out': lambda c: (*_left_in(c), *_by_other_statistics(c)),
     'a multiple of something known': _offset,
     'cut off': lambda c: (*_clipped(c), *_dropped(c))}
 
