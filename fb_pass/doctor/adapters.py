@@ -655,7 +655,8 @@ def bind_backward(
     sig = _signature(f)
     asked = {k: p for k,p in sig.parameters.items() if p.kind is not p.VAR_KEYWORD # `**more` gets nothing,
              and (k in known or p.default is p.empty)} # and a default stays unless we know the name
-    left,values = [v for k,v in given.items() if k not in asked],{}
+    own = [k for k,p in asked.items() if p.kind is not p.VAR_POSITIONAL] # `*b` may get an argument called b
+    left,values = [v for k,v in given.items() if k not in own],{}
     for k,p in asked.items():
         if p.kind is p.VAR_POSITIONAL: values[k],left = tuple(left),[]
         elif k in known: values[k] = known[k]

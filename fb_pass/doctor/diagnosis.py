@@ -182,6 +182,7 @@ class _Constant(NamedTuple):
 _plain_constants = [_Constant(*o) for o in (
     (1., '', '', 0.), (2., 'twice', '', .9), (.5, 'half', '', .9), (3., 'three times', '', 1.2),
     (4., 'four times', '', 1.2), *((v, '', '', 1.4) for v in (10, .1, 100, .01, 1/3, .25, 1000, .001)),
+    *((v/10, '', '', 1.7) for v in (3, 4, 6, 7, 8, 9)), # what dropout keeps
     *((a/b, f'{a}/{b}' if b > 1 else '', '', 2.2) for a,b in product(range(1, 11), repeat=2)))]
 _unbiased = 'the biased and the unbiased variance, or their roots, were exchanged'
 _of_length = [ # price, constant that comes from a length n, called k, its name, the name of one over it, two hints
@@ -775,9 +776,9 @@ class _Patches(_Formula):
     def other_hows(self):
         how,ones,zeros = self.how,tuple(1 for _ in self.how.size),tuple(0 for _ in self.how.size)
         others = {('wrong operand', f'the stride {how.stride} ignored'): how._replace(stride=ones),
-                  ('wrong operand', f'the size {how.size} of a window as the stride'): how._replace(stride=how.size),
+                  ('wrong operand', f'the size {how.size} as the stride'): how._replace(stride=how.size),
                   ('wrong operand', f'the dilation {how.dilation} ignored'): how._replace(dilation=ones)}
-        for p in (zeros, *(tuple(f(q) for q in how.padding) for f in (lambda q: 2*q, lambda q: q + 1, lambda q: q - 1))):
+        for p in (zeros, *(tuple(q*a + b for q in how.padding) for a,b in ((2, 0), (1, 1), (1, -1)))):
             text = f'the padding {p}, expected {how.padding}, as if what was padded had been cropped at the wrong place'
             others['shifted', text] = how._replace(padding=p)
         others |= {('wrong operand', f'the {k} of rows and columns exchanged'): how._replace(**{k: v[::-1]})
@@ -974,7 +975,7 @@ def _by_other_statistics(c):
         s = (v.var(axes, correction=0, keepdim=True) + eps).sqrt()
         h = (v - v.mean(axes, keepdim=True))/s
         wrong = (g - g.mean(axes, keepdim=True) - h*(g*h).mean(axes, keepdim=True))/s
-        text = f'is the gradient of training, by the statistics of `{l}` over {_axes(axes)}, expected that of evaluation'
+        text = f'is the gradient of training, by the statistics of `{l}`, expected that of evaluation'
         yield c.made('wrong operand', text, wrong, 2., c.want)
 
 def _one_hot(c):
