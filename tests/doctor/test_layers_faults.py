@@ -321,7 +321,7 @@ def plus(x, b): return x + b
 def times(x, a): return x*a
 def contracted(x, w): return torch.einsum('nti,io->nto', x, w)
 add('broadcast, no sum', [plus], lambda g, out, x, b: (g, g), (rand(4, 3), rand(1, 3)), 'b', 'sum missing', 'a sum')
-add('broadcast, one row', [plus], lambda g, out, x, b: (g, g[:1]), (rand(4, 3), rand(1, 3)), 'b', 'sum missing', 'first')
+add('broadcast, first', [plus], lambda g, out, x, b: (g, g[:1]), (rand(4, 3), rand(1, 3)), 'b', 'sum missing', 'first')
 add('broadcast product, no sum', [times], lambda g, out, x, a: (g*a, g*x), (rand(4, 3), rand(4, 1, seed=11)), 'a',
     'sum missing', 'a sum')
 args = rand(2, 4, 3), rand(3, 3, seed=11)
