@@ -494,7 +494,9 @@ class Adapter(ABC):
         "What the gradients are with one operation of the forward exchanged: cause, text and gradients by name."
         return () if self.on_numpy else exchanged(self.as_function(ts), ts, _one(upstream))
 
-    def as_function(self, ts): return lambda *tensors: _one(self.plain(dict(zip(ts, tensors))))
+    def as_function(self, ts):
+        "The forward as a function of its tensors, in the order of `ts`."
+        return lambda *tensors: _one(self.plain(dict(zip(ts, tensors))))
 
     @cached_property
     def parts(self):

@@ -279,10 +279,10 @@ class _Exchanged(TorchFunctionMode):
         return other if self.in_value else res.detach() + other - other.detach()
 
 def exchanged(
-    f, # As for `trace`, and so are the other arguments
-    tensors: dict,
-    upstream=None,
-): # For each exchange a cause, a text, and the gradients by name
+    f, # Function of tensors, as for `trace`
+    tensors: dict, # Name -> input
+    upstream=None, # Upstream gradients, one for each tensor that `f` returns; ones by default
+): # Yields for each exchange a cause, a text, and the gradients by name
     "The gradients of `f` with one operation exchanged for another that may have been mistaken for it."
     leaves = {k: t.detach().clone().requires_grad_(t.is_floating_point()) for k,t in tensors.items()}
     def run(calls, in_value):
