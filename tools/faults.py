@@ -169,6 +169,8 @@ def conv_backward(g, x, w, b):
     full = torch.einsum('nol,nclk->nock', g, x.unfold(2, w.shape[2], 1))
     return dict(x={f'tap {i}': tap(i) for i in range(w.shape[2])}, w=dict(x=Sum(full, (0,))), b=dict(x=Sum(g, (0, 2))))
 
+def kernel_changed(c, w): return total(conv_backward(c.g, c.t['x'], w, c.t['b'])['x'])
+
 def overwritten(c):
     "Rows of a table written to their places one after the other, so that the last one stays where several belong."
     res = torch.zeros_like(c.t['w'])
@@ -213,7 +215,9 @@ layers = {o.name: o for o in [
           lambda g, x, y, mask=lambda x, *_: x > 0: dict(
               x=dict(x=torch.where(mask(x, g, y), g*y, 0.)), y=dict(x=g*x.relu())),
           masks=relu_masks(lambda x, g, y: y)),
-    Layer('softmax', lambda d: dict(x=d('n', 'm')), softmax, softmax_backward, low=2),
+    Layer('softmax', lambda d: dict(x=d('n', 'm')), softmax, softmax_backward, low=2, others=(
+        ('term missing', 'x', 'only the diagonal', {'term missing'},
+         lambda c: c.g*softmax(c.t['x'])*(1 - softmax(c.t['x'])), ''),)),
     Layer('layer norm', **norm_layer(1)),
     Layer('batch norm', **norm_layer(0)),
     Layer('rms norm', lambda d: dict(x=d('n', 'm'), gain=d('m')), lambda x, gain: x/rms(x)*gain, rms_backward,
@@ -228,7 +232,10 @@ layers = {o.name: o for o in [
           ('w',), ('idx',), others=(
         ('use lost', 'w', 'rows overwritten', LOST, overwritten, ''),)),
     Layer('conv1d', lambda d: dict(x=d('n', 'c', 'l') if d.square else torch.cat([d('n', 'c', 'l'), d('n', 'c', 2)], 2),
-                                   w=d('o', 'c', 3), b=d('o')), conv, conv_backward, ('w', 'b')),
+                                   w=d('o', 'c', 3), b=d('o')), conv, conv_backward, ('w', 'b'), others=(
+        ('permuted', 'x', 'kernel not turned', {'permuted'}, lambda c: kernel_changed(c, c.t['w'].flip(2)), ''),
+        ('transposed', 'x', 'channels exchanged', {'transposed'},
+         lambda c: kernel_changed(c, c.t['w'].transpose(0, 1)), 'square'))),
     Layer('max', lambda d: dict(x=d('n', 'm')), lambda x: x.amax(1),
           lambda g, x, mask=largest: of(torch.where(mask(x, g), g[:,None], 0.)),
           masks={'mask missing': everywhere, 'mask inverted': lambda x, *_: x < x.amax(1, True)}, low=2),

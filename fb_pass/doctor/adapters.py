@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 from ..closures import Layer, Parameter, Sequential
 from ..modules import Module
-from .tracing import Trace, trace
+from .tracing import Trace, exchanged, trace
 
 # %% ../../nbs/doctor/adapters.ipynb #49b3b4f3
 _ARRAYS = (torch.Tensor, np.ndarray)
@@ -488,7 +488,15 @@ class Adapter(ABC):
     def trace(self, ts, upstream):
         "The trace of the forward and of autograd's backward pass."
         if self.on_numpy: return Trace(ts, {}, {}, {})
-        return trace(lambda *tensors: _one(self.plain(dict(zip(ts, tensors)))), ts, _one(upstream))
+        return trace(self.as_function(ts), ts, _one(upstream))
+
+    def exchanged(self, ts, upstream):
+        "What the gradients are with one operation of the forward exchanged: cause, text and gradients by name."
+        return () if self.on_numpy else exchanged(self.as_function(ts), ts, _one(upstream))
+
+    def as_function(self, ts):
+        "The forward as a function of its tensors, in the order of `ts`."
+        return lambda *tensors: _one(self.plain(dict(zip(ts, tensors))))
 
     @cached_property
     def parts(self):
@@ -649,7 +657,8 @@ def bind_backward(
     sig = _signature(f)
     asked = {k: p for k,p in sig.parameters.items() if p.kind is not p.VAR_KEYWORD # `**more` gets nothing,
              and (k in known or p.default is p.empty)} # and a default stays unless we know the name
-    left,values = [v for k,v in given.items() if k not in asked],{}
+    own = [k for k,p in asked.items() if p.kind is not p.VAR_POSITIONAL] # `*b` may get an argument called b
+    left,values = [v for k,v in given.items() if k not in own],{}
     for k,p in asked.items():
         if p.kind is p.VAR_POSITIONAL: values[k],left = tuple(left),[]
         elif k in known: values[k] = known[k]
@@ -881,6 +890,7 @@ class TorchAdapter(AutogradAdapter, ObjectAdapter):
     def params(self): return {k: p for k,p in self.layer.named_parameters() if p.requires_grad}
     def applied(self, layer, ts): return self.taken(layer(*self.args(ts)))
     def trace(self, ts, upstream): return Trace(ts, {}, {}, {}) # the Functions inside are traced one by one
+    def exchanged(self, ts, upstream): return ()
     def run(self, layer, ts):
         outs = self.judged(self.applied(layer, self.cloned(ts)))
         def back(upstream):

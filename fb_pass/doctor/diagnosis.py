@@ -9,7 +9,7 @@ __all__ = ['causes', 'html_table', 'Diagnosis', 'Case', 'explain_grad']
 import math, re
 from collections import namedtuple
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from html import escape
 from importlib.resources import files
 from itertools import combinations, islice, permutations, product
@@ -83,9 +83,10 @@ class _Known:
         name: str='gradient', # What to call it
         **known, # `values`, `grads`, `terms`, `paths`, `earlier`, `sizes` and `rtol`, as for `explain_grad`
     ):
-        known = dict.fromkeys(('values', 'grads', 'terms', 'paths', 'others', 'earlier', 'sizes', 'rtol')) | known
+        known = dict.fromkeys(('values', 'grads', 'terms', 'paths', 'others', 'exchanged', 'earlier', 'sizes',
+                               'rtol')) | known
         floats,earlier = [t.dtype for t in (got, want) if t.is_floating_point()],known['earlier']
-        self.name,self.reference,self.given = name,want,known['sizes'] or {}
+        self.name,self.reference,self.given,self.exchanged = name,want,known['sizes'] or {},known['exchanged'] or ()
         self.got,self.want = _doubles(dict(got=got, want=want)).values()
         self.values,self.terms,self.paths,self.others,grads = (
             _doubles(known[k]) for k in ('values', 'terms', 'paths', 'others', 'grads'))
@@ -181,6 +182,7 @@ class _Constant(NamedTuple):
 _plain_constants = [_Constant(*o) for o in (
     (1., '', '', 0.), (2., 'twice', '', .9), (.5, 'half', '', .9), (3., 'three times', '', 1.2),
     (4., 'four times', '', 1.2), *((v, '', '', 1.4) for v in (10, .1, 100, .01, 1/3, .25, 1000, .001)),
+    *((v/10, '', '', 1.7) for v in (3, 4, 6, 7, 8, 9)), # what dropout keeps
     *((a/b, f'{a}/{b}' if b > 1 else '', '', 2.2) for a,b in product(range(1, 11), repeat=2)))]
 _unbiased = 'the biased and the unbiased variance, or their roots, were exchanged'
 _of_length = [ # price, constant that comes from a length n, called k, its name, the name of one over it, two hints
@@ -548,10 +550,21 @@ def _multiplied(c):
     for o in c.factors if c.same else ():
         if not _fits_into(o.value.shape, c.want.shape): continue
         coarse = bool((o.value.abs() - .5).abs().eq(.5).all()) # nothing but -1, 0 and 1
-        if coarse and (c.got.where(o.value.expand(c.want.shape) == 0, 1.) == 0).any(): continue # it was blocked
+        if (c.got.where(o.value.expand(c.want.shape) == 0, 1.) == 0).any(): continue # it was blocked
         yield c.undone(*o.missing(), c.got*o.value, 1.6 if o.kind == 'mask' else 2., coarse=coarse)
         if o.kind == 'mask' or coarse or not o.value.all(): continue
         yield c.undone('scaled', f'there is a factor {o.name} too many', c.got/o.value, 2.)
+
+def _redrawn(c):
+    "A mask of zeros and one constant is another than that of the right gradient."
+    for k,g in c.alike(c.grads).items() if c.same else ():
+        if not g.all(): continue
+        masks = c.got/g,c.want/g
+        top = masks[1].abs().max()
+        if any((m.abs() > c.tol*top).all() or not ((m.abs() <= c.tol*top) | ((m - top).abs() <= c.tol*top)).all()
+               for m in masks): continue
+        text = f'is `{k}` with another mask than that of the forward pass, as if it had been drawn anew'
+        yield c.made('mask from wrong tensor', text, c.got, 2.3, c.want)
 
 # %% ../../nbs/doctor/diagnosis.ipynb #98fafbb5
 class _Formula:
@@ -714,6 +727,157 @@ class _Scattered(_Formula):
         mean = self.value/count.reshape(-1, *[1]*(self.target.ndim - 1))
         yield 'scaled', f'has the mean of {place}, where their sum belongs', 1.2, mean
 
+# %% ../../nbs/doctor/diagnosis.ipynb #5a1d0c32
+_How = namedtuple('_How', 'size stride padding dilation') # of patches, one number for each axis of an image
+
+@lru_cache(512)
+def _places_of(how, lengths, counts):
+    "Where in a flat image each entry of each patch lies, (entries, patches); one past its end if outside."
+    at,inside = torch.zeros(1, 1, dtype=torch.long),torch.ones(1, 1, dtype=torch.bool)
+    for k,s,p,d,n,m in zip(*how, lengths, counts):
+        here = torch.arange(k)[:,None]*d + torch.arange(m)*s - p
+        def joined(f, a, b): return f(a[:,None,:,None], b[None,:,None]).flatten(2).flatten(0, 1)
+        inside = joined(torch.logical_and, inside, (here >= 0) & (here < n))
+        at = joined(lambda a, b: a*n + b, at, here)
+    return at.where(inside, torch.tensor(math.prod(lengths)))
+
+def _taken(x, at, outside=0.):
+    "The patches of images `(n, c, ...)`: `(n, c, entries, patches)`."
+    return torch.nn.functional.pad(x.flatten(2), (0, 1), value=outside)[:,:,at]
+
+def _added_up(t, at, shape):
+    "Images of that shape, in which patches `t` are added up."
+    res = t.new_zeros(*shape[:2], math.prod(shape[2:]) + 1)
+    return res.index_add_(2, at.flatten(), t.flatten(2))[:,:,:-1].reshape(shape)
+
+def _hows(lengths, counts, size=None):
+    "The ways to take so many patches from images of these lengths, the plainest first."
+    def along(n, m, k):
+        strides = range(1, 5) if m > 1 else (1,)
+        for k in (k,) if k else range(2, min(n, 8) + 1) if m > 1 else (n,):
+            for s,p,d in product(strides, range(k), range(1, 4 if size and k > 1 else 2)):
+                if (p <= d*(k - 1) if size else 2*p <= k) and (n + 2*p - d*(k - 1) - 1)//s + 1 == m: yield k, s, p, d
+    ways = product(*(along(*o) for o in zip(lengths, counts, size or [None]*len(counts))))
+    return sorted((_How(*zip(*o)) for o in islice(ways, 5000)), key=lambda o: [sum(len({*v}) for v in o), sum(o, ())])
+
+class _Patches(_Formula):
+    "What is added up where patches were taken."
+    price = 1.2
+    @classmethod
+    def first(cls, c, target, grads, k, size=None, **parts):
+        "The formula with the plainest way to take patches that gives `target`, if there is one."
+        g,x = grads[k],parts['x']
+        most = 10**9//(1 + g.numel()*x.shape[1]*math.prod(size or (2,))) # for the sake of time
+        for how in _hows(x.shape[2:], g.shape[2:], size)[:min(max(most, 4), 150)]:
+            form = cls(c, target, grads, k, how=how, **parts)
+            if c.off(form.value, target) <= c.tol: yield form; return
+
+    def at(self, how, lengths): return _places_of(how, lengths, self.g.shape[2:])
+    def other_hows(self):
+        how,ones,zeros = self.how,tuple(1 for _ in self.how.size),tuple(0 for _ in self.how.size)
+        others = {('wrong operand', f'the stride {how.stride} ignored'): how._replace(stride=ones),
+                  ('wrong operand', f'the size {how.size} as the stride'): how._replace(stride=how.size),
+                  ('wrong operand', f'the dilation {how.dilation} ignored'): how._replace(dilation=ones)}
+        for p in (zeros, *(tuple(q*a + b for q in how.padding) for a,b in ((2, 0), (1, 1), (1, -1)))):
+            text = f'the padding {p}, expected {how.padding}, as if what was padded had been cropped at the wrong place'
+            others['shifted', text] = how._replace(padding=p)
+        others |= {('wrong operand', f'the {k} of rows and columns exchanged'): how._replace(**{k: v[::-1]})
+                   for k,v in how._asdict().items()}
+        return {k: o for k,o in others.items() if o != how}
+
+    def faults(self, looks):
+        for (cause,text),how in self.other_hows().items():
+            yield cause, f'{self.text}, but with {text}', 1.2 if cause == 'shifted' else 1., self.make(how=how)
+        yield from self.own_faults()
+        if self.of != 'x' or not any(self.how.padding): return
+        shape = *self.x.shape[:2],*(n + 2*p for n,p in zip(self.x.shape[2:], self.how.padding))
+        text = f'has the shape of the padded input: the padding {self.how.padding} is not cropped'
+        uncropped = self.how._replace(padding=tuple(0 for _ in self.how.padding))
+        yield 'shape', text, 1., self.make(how=uncropped, x=self.x.new_zeros(shape))
+
+class _Convolution(_Patches):
+    "The gradient of a convolution by its input or by its kernel."
+    @classmethod
+    def all(cls, c, target, grads, k):
+        g = grads[k]
+        def parts():
+            for (l,v),of in product(c.values.items() if g.ndim == target.ndim > 2 and target.numel() else (), 'xw'):
+                x,w = (target, v) if of == 'x' else (v, target)
+                if v.ndim != g.ndim or len(x) != len(g) or len(w) != g.shape[1] or not v.numel(): continue
+                groups = x.shape[1]//w.shape[1]
+                if x.shape[1] == groups*w.shape[1] and len(w) % groups == 0: yield dict(l=l, x=x, w=w, of=of)
+        # those next to the inputs; a convolution written as a loop makes many more of the same shape
+        for o in islice(parts(), 4): yield from cls.first(c, target, grads, k, o['w'].shape[2:], **o)
+
+    @property
+    def text(self): return f'a convolution of `{self.k}` and `{self.l}`'
+
+    def make(self, g=None, how=None, x=None, w=None):
+        g,x,w = (a if b is None else b for a,b in ((self.g, g), (self.x, x), (self.w, w)))
+        at,groups = self.at(how or self.how, x.shape[2:]),x.shape[1]//w.shape[1]
+        g,kernel = g.flatten(2).unflatten(1, (groups, -1)),w.flatten(2).unflatten(0, (groups, -1))
+        if self.of == 'x': return _added_up(torch.einsum('ngom,gock->ngckm', g, kernel).flatten(1, 2), at, x.shape)
+        patches = _taken(x, at).unflatten(1, (groups, -1))
+        return torch.einsum('ngom,ngckm->gock', g, patches).reshape(w.shape)
+
+    def own_faults(self):
+        x,w,g,axes = self.x,self.w,self.g,[*range(2, self.w.ndim)]
+        groups,all_of_them = x.shape[1]//w.shape[1],w.repeat(1, x.shape[1]//w.shape[1], *[1]*len(axes))
+        if self.of == 'x':
+            text = f'the kernel `{self.l}` is not turned by 180 degrees, so that it is correlated with `{self.k}`'
+            yield 'permuted', text + ' where it has to be convolved', .8, self.make(w=w.flip(axes))
+            if len(w) == w.shape[1]:
+                text = f'the input and the output channels of `{self.l}` are exchanged'
+                yield 'transposed', text, 1., self.make(w=w.transpose(0, 1))
+        elif len(g) > 1:
+            for words,(cause,cut) in _cuts.items():
+                yield cause, f'{words} of the {len(g)} images that are to be summed', 1., self.make(g[cut], x=x[cut])
+        text = f'the {groups} groups are ignored: every output channel reaches '
+        if groups > 1: yield 'wrong operand', text + 'all input channels', 1., self.make(w=all_of_them)
+        if groups > 1 and self.of == 'x':
+            yield 'shape', text + 'the channels of one group', 1., self.make(x=x[:,:w.shape[1]])
+
+_shares = { # what each entry of a window gets; `p` are the windows, (n, c, entries, windows)
+    'the largest entry': lambda p: ((p == p.amax(2, True)) & ((p == p.amax(2, True)).cumsum(2) == 1)).double(),
+    'all of the largest entries, in equal parts': lambda p: (t := (p == p.amax(2, True)).double())/t.sum(2, True),
+    'every entry alike, as in a mean': lambda p: torch.full_like(p, 1/p.shape[2]),
+    'every entry alike, as in a mean of those inside':
+        lambda p: p.isfinite()/p.isfinite().sum(2, True).clamp_min(1),
+    'every one of the largest entries': lambda p: (p == p.amax(2, True)).double(),
+    'every entry, as in a sum': torch.ones_like,
+    'the first entry': lambda p: torch.arange(p.shape[2])[:,None].eq(0).expand(p.shape).double(),
+    'the last entry': lambda p: torch.arange(p.shape[2])[:,None].eq(p.shape[2] - 1).expand(p.shape).double()}
+
+class _Pooling(_Patches):
+    "The gradient of a maximum or a mean of windows."
+    of = 'x'
+    @classmethod
+    def all(cls, c, target, grads, k):
+        fits = grads[k].ndim == target.ndim > 2 and grads[k].shape[:2] == target.shape[:2] and target.numel()
+        all_of_it = fits and c.off(target.flatten(2).sum(2), grads[k].flatten(2).sum(2)) <= c.tol
+        for l,x in c.values.items() if fits else ():
+            for share in [*_shares][:4] if all_of_it else ['every entry alike, as in a mean']:
+                for form in cls.first(c, target, grads, k, l=l, x=x, share=share) if x.shape == target.shape else ():
+                    yield form
+                    return
+
+    @property
+    def text(self): return f'`{self.k}` goes to {self.share} in each window of `{self.l}`'
+
+    def make(self, g=None, how=None, x=None, share=None):
+        x,how = self.x if x is None else x,how or self.how
+        at,g = self.at(how, x.shape[2:]),(self.g if g is None else g).flatten(2)[:,:,None]
+        return _added_up(_shares[share or self.share](_taken(x, at, -math.inf))*g, at, x.shape)
+
+    def own_faults(self):
+        for share in _shares:
+            if share == self.share: continue
+            divided = [o.startswith('every entry') for o in (share, self.share)]
+            cause = 'scaled' if all(divided) else 'mask missing' if divided[0] else 'mask from wrong tensor'
+            if share == 'every one of the largest entries' and not divided[1]: cause = 'added twice'
+            text = f'each number of `{self.k}` goes to {share} of its window, expected to {self.share}'
+            yield cause, text, .8, self.make(share=share)
+
 # %% ../../nbs/doctor/diagnosis.ipynb #fb4b7a84
 def _total(t, axis): return t.sum(axis, keepdim=True)
 
@@ -754,9 +918,11 @@ def _holding(kind, c, target, grads):
     found = islice(found, 10_000) # those with the gradients next to the output; a solver has hundreds of thousands
     return [o for o in found if o.value is not None and c.off(o.value, target) <= c.tol]
 
+_kinds = _SumOf, _Product, _Scattered, _Softmax, _Convolution, _Pooling
+
 def _formulas_of(c):
     "The simplest formulas for the right gradient."
-    found = [o for kind in (_SumOf, _Product, _Scattered, _Softmax) for o in _holding(kind, c, c.want, c.grads)]
+    found = [o for kind in _kinds for o in _holding(kind, c, c.want, c.grads)]
     return sorted(found, key=lambda o: o.price)[:6]
 
 def _edited(c):
@@ -795,6 +961,22 @@ def _left_in(c):
                 yield c.undone('term missing', f'lacks what comes through {both}', c.got - mean - along/count, 2.)
             text = f'lacks {k} times the sum of the gradient over {over}'
             yield c.undone('term missing', text, c.got - v*c.got.sum(axes, keepdim=True), 2.)
+
+def _by_other_statistics(c):
+    "A batch norm in training has the gradient of evaluation, where the statistics are constants, or the reverse."
+    if not c.same or c.want.ndim < 2: return
+    axes = 0,*range(2, c.want.ndim)
+    for (k,g),(l,v),eps in product(c.alike(c.grads).items(), c.values.items(), (0., 1e-5)):
+        if v.shape == c.want.shape[1:2] and (v + eps > 0).all():
+            text = f'is `{k}` over the root of `{l}` + {eps:g}: that is the gradient of evaluation, with constants'
+            wrong = g/(v + eps).sqrt().view(-1, *[1]*(c.want.ndim - 2))
+            yield c.made('term missing', text, wrong, 2., c.want)
+        if v.shape != c.want.shape: continue
+        s = (v.var(axes, correction=0, keepdim=True) + eps).sqrt()
+        h = (v - v.mean(axes, keepdim=True))/s
+        wrong = (g - g.mean(axes, keepdim=True) - h*(g*h).mean(axes, keepdim=True))/s
+        text = f'is the gradient of training, by the statistics of `{l}`, expected that of evaluation'
+        yield c.made('wrong operand', text, wrong, 2., c.want)
 
 def _one_hot(c):
     for k,t in c.ints.items():
@@ -843,9 +1025,11 @@ _families = {
     'a sum too few or too many': _summed,
     'a use or a term lost, twice or scaled': _uses,
     'the gradient of an earlier pass': _stale,
-    'a mask or another factor, entry by entry': _multiplied,
+    'a mask or another factor, entry by entry': lambda c: (*_multiplied(c), *_redrawn(c)),
     'a formula with one part exchanged': _edited,
-    'what a normalization takes out': _left_in,
+    'one operation of the forward exchanged':
+        lambda c: (c.made(*o, g.cpu().double(), 1.6, c.want) for *o,g in c.exchanged),
+    'what a normalization takes out': lambda c: (*_left_in(c), *_by_other_statistics(c)),
     'a multiple of something known': _offset,
     'cut off': lambda c: (*_clipped(c), *_dropped(c))}
 
@@ -974,6 +1158,7 @@ def explain_grad(
     terms: dict=None, # Name of a use -> what it contributes; they add up to `want`
     paths: dict=None, # Name of a later use -> what comes through it; these need not add up
     others: dict=None, # Name -> the right gradient of another tensor, for which this one may have been taken
+    exchanged=None, # Triples of a cause, a text, and the gradient with one operation of the forward exchanged
     earlier=None, # Gradient of an earlier pass: a tensor, or a dict of tensors
     sizes: dict=None, # Name -> number that may occur as a factor; the lengths of the axes are found without it
     rtol: float=None, # Largest difference allowed, as a share of the largest entry of `want`
@@ -985,5 +1170,5 @@ def explain_grad(
     want,wrong = given['want'],f'explain_grad: the reference for {name} has dtype {given["want"].dtype}'
     if not want.is_floating_point(): raise TypeError(f'{wrong}, expected a floating-point dtype')
     c = Case(given['got'].real if 'got' in given else torch.zeros_like(want), want, name, values=values, grads=grads,
-             terms=terms, paths=paths, others=others, earlier=earlier, sizes=sizes, rtol=rtol)
+             terms=terms, paths=paths, others=others, exchanged=exchanged, earlier=earlier, sizes=sizes, rtol=rtol)
     return _at_a_glance(c, got) or _searched(c)

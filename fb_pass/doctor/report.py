@@ -94,6 +94,12 @@ class _Pass:
         same = isinstance(got, torch.Tensor) and isinstance(alone, torch.Tensor) and torch.equal(alone, got)
         return None if same else hand.earlier.get(name)
 
+    @cached_property
+    def exchanged(self):
+        "The gradients with one operation of the forward exchanged: cause, text and gradients by name."
+        try: return [*self.s.exchanged(self.ts, self.upstream)]
+        except RuntimeError: return [] # something was overwritten
+
     def is_flat(self, name, got):
         "Does the loss stay the same, compared with what `got` predicts, even for a step that shows in float32?"
         t,f = self.ts[name],self.of(name)
@@ -276,7 +282,7 @@ class _Comparison:
         err,allowed,t,got = err.flatten(),allowed.flatten(),self.t.flatten(),self.got.flatten()
         fits = bool((err <= allowed).all())
         for value in t[kinks].unique()[:20]:
-            tied = kinks[t[kinks] == value]
+            tied = (t == value).nonzero()[:,0]
             v = torch.zeros_like(t).index_fill(0, tied, 1)
             if len(tied) == 1 or (sl := self.slope(v.view(self.t.shape))).kink: continue
             off,limit = (got[tied].sum() - sl.value).abs(),allowed.new_tensor(sl.error + len(tied)*self.budget)
@@ -550,7 +556,7 @@ def _facts(exam, row, want):
     if not _misfit(alone, s.tensors[name]) and near(alone) and not near(got):
         text = 'is right if the layer is called only once: it is computed from what another call has left'
         return found('stale', text, alone)
-    for k,t in p.ts.items() if wrong and believed and len(p.ts) < 20 else ():
+    for k,t in p.ts.items() if wrong and believed and _largest(got) > 30*budget and len(p.ts) < 20 else ():
         if k == name: continue
         for o,said in ((torch.ones_like(t), f'for {k} = 1: the factor {k} is missing'),
                        (t*t, f'for {k} squared: the factor {k} is there twice')):
@@ -593,11 +599,15 @@ def _explained(exam, row, known):
     try: seen = p.s.trace(p.ts, p.upstream)
     except RuntimeError: seen = Trace(p.ts, {}, {}, {})
     above = {f'out{i or ""}.g': u for i,u in enumerate(p.upstream) if u is not None}
+    def wrong(k): # a gradient that is right itself was not exchanged with another
+        got,right = hand.grads.get(k),p.want[k]
+        return right is not None and (_misfit(got, right) or _largest(got.double() - right) > exam.budgets[k])
     found = explain_grad(
         hand.grads.get(name), want.to(p.s.dtype), name=f'{name}.g', values=_distinct(seen.values),
         grads=_distinct(above | {f'{k}.g': g for k,g in seen.grads.items()}, but=want), terms=seen.terms.get(name),
         paths=seen.paths.get(name), earlier=p.earlier(name, hand),
-        others={f'{k}.g': w for k,w in p.want.items() if k != name and w is not None},
+        others={f'{k}.g': p.want[k] for k in p.want if k != name and wrong(k)},
+        exchanged=[(cause, text, grads[name]) for cause,text,grads in p.exchanged if name in grads],
         rtol=exam.budgets[name]/(want.abs().max().item() or 1.) + error)
     if found.cause == 'right': # by this reference, and not by all of them
         bad = ' and '.join(k for k in row.comparisons if not row.fits(k))
