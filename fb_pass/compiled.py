@@ -653,12 +653,13 @@ class CompiledStep:
         except (RuntimeError, TypeError, ValueError): both = *copy.deepcopy((self.model, self.opt)), xb, yb
         (model,opt,xb,yb),run,largest = both,None,{}
         ours,rtol = copy.deepcopy((model, opt)),1e-9 if opt.params[0].dtype == torch.float64 else 1e-4
-        again = torch.arange(len(xb))//2 # other numbers, and not as many of each
+        hidden,again = model._hidden(),torch.arange(len(xb))//2 # other numbers, and not as many of each
         for x,y in (xb, yb), (xb[again].flip(0)*(-2 if xb.is_floating_point() else 1), yb[again].flip(0)):
             torch.manual_seed(0)
             want = model(x, y)
             if not want.isfinite(): return # no step is taken
             model.backward()
+            model._check_hidden(hidden)
             opt.step()
             run = run or self.make(improve(record(*ours, xb, yb), self.passes), state_of(*ours))
             torch.manual_seed(0)

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import count
 from reprlib import recursive_repr
-from types import SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from .gradients import backward_pass, clear_grads
 from .inputs import check_versions, note_versions, typed
 
@@ -38,6 +38,20 @@ def _walk(entries, before='', outer=()):
     for k,o in entries:
         if isinstance(o, (torch.Tensor, Parts)): pairs.append((f'{before}{k}', o))
         elif type(o) not in _plain and id(o) not in outer: pairs += _walk(_entries(o), f'{before}{k}.', (*outer, id(o)))
+    return pairs
+
+def _hidden(entries):
+    "Tensors, as pairs, where `_walk` looks for none: in sets, and in objects of any class."
+    pairs,todo,seen = [],[*entries],set()
+    for k,o in todo: # which grows
+        if isinstance(o, torch.Tensor): pairs.append((k, o))
+        elif isinstance(o, (type, FunctionType, ModuleType)) or id(o) in seen: continue
+        elif isinstance(o, Parts): todo += [(f'{k}.{name}', p) for name,p in o.named_params()]
+        else:
+            inside = enumerate(o) if isinstance(o, (set, frozenset)) else _entries(o) or (
+                getattr(o, '__dict__', {}) | _slots(o)).items()
+            todo += [(f'{k}.{name}', v) for name,v in inside]
+        seen.add(id(o))
     return pairs
 
 def _by_name(pairs):
@@ -193,6 +207,20 @@ class Parts:
             raise ValueError('the optimizer holds a tensor that is no parameter of this model: make it from '
                              'model.params; and what a call does to a parameter has to be in place, as in w.clamp_(0)')
 
+    def _hidden(self):
+        "Tensors that no one finds, as triples: whose attribute, the name there, and the gradient so far."
+        return [(o, k, t, getattr(t, 'g', None)) for o in (self, *self._below) for k,t in _hidden(
+            (k, v) for k,v in o._attributes().items() if not isinstance(v, (torch.Tensor, Parts)))]
+
+    def _check_hidden(self, hidden):
+        "ValueError if one of these, as they were before the pass, has got a gradient in it."
+        known = {id(t) for o in (self, *self._below) for t in (*o._tensors().values(), *o.params)}
+        for o,k,t,g in hidden:
+            if getattr(t, 'g', None) is not g and id(t) not in known:
+                raise ValueError(f'{o!r}: {k} {tuple(t.shape)} has got a gradient, but no parameter is looked for there, '
+                                 'in a set or an object of another class, and so it would be neither trained nor saved: '
+                                 'keep it in an attribute of the layer, or in a list or dictionary there')
+
     @recursive_repr(())
     def named_params(self):
         "The parameters with their names, such as layers.0.w; a tensor in two places has two names."
@@ -210,6 +238,19 @@ class Parts:
         for k,o in self._parts().items():
             if isinstance(o, Parts): pairs += [(f'{k}.{name}', t) for name,t in o.named_buffers()]
         return [*_by_name(pairs).items()]
+
+    @contextmanager
+    def all_or_nothing(self):
+        "A context in which the buffers are what they were before if an error ends it."
+        before = [(o, k, *tree_flatten(getattr(o, k))) for o in (self, *self._below) for k in type(o).buffers
+                  if hasattr(o, k)]
+        values = [(t, t.clone()) for *_,leaves,_ in before for t in leaves if isinstance(t, torch.Tensor)]
+        try: yield
+        except BaseException:
+            for o,k,leaves,spec in before: setattr(o, k, tree_unflatten(leaves, spec))
+            with torch.no_grad():
+                for t,v in values: t.copy_(v)
+            raise
 
     @typed
     def train(self, mode: bool=True):

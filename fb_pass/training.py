@@ -359,15 +359,20 @@ def train_step(
     yb, # Its targets
     where: str='training', # Where in the run we are, for the message
 ) -> float: # Loss before the step
-    "Forward, backward, step. Raises FloatingPointError, with the parameters as they were, if something is not finite."
-    loss = _loss(model, *_no_graph((xb, yb)))
-    model._check_owner(opt)
-    if math.isfinite(loss):
-        model.backward()
-        if not _broken(p.g for p in opt.params):
-            opt.step()
-            return loss
-    raise FloatingPointError(f'{where}: loss {loss:.4g} at a learning rate of {opt.lr:.3g}; {_first_broken(model)}')
+    """Forward, backward, step. Raises FloatingPointError if something is not finite.
+
+    After any error, parameters and buffers are as they were before; random numbers that were drawn stay drawn."""
+    hidden = () if opt.steps else model._hidden()
+    with model.all_or_nothing():
+        loss = _loss(model, *_no_graph((xb, yb)))
+        model._check_owner(opt)
+        if math.isfinite(loss):
+            model.backward()
+            model._check_hidden(hidden)
+            if not _broken(p.g for p in opt.params):
+                opt.step()
+                return loss
+        raise FloatingPointError(f'{where}: loss {loss:.4g} at a learning rate of {opt.lr:.3g}; {_first_broken(model)}')
 
 # %% ../nbs/09_training.ipynb #3144ca8e
 @typed

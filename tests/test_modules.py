@@ -13,6 +13,7 @@ from fb_pass.backward import lin_grad, relu_grad
 from fb_pass.forward import lin, relu
 from fb_pass.gradients import Rule, add_grad, check_fits, check_rule, clear_grads, to_function, upstream_grad
 from fb_pass.inputs import checked
+from fb_pass.compiled import compile_step
 from fb_pass.library import load_weights, named_weights, save_weights
 from fb_pass.modules import Lin, Model, Module, Mse, Op, Relu
 from fb_pass.training import SGD, AdamW, CrossEntropy, dataloader, fit, train_step
@@ -626,11 +627,11 @@ def test_parameters_in_containers_of_any_kind(kind, tmp_path):
     save_weights(net, tmp_path/'w'); load_weights(other, tmp_path/'w')
     assert torch.equal(v, w)
 
-@pytest.mark.parametrize('kind', ['a closure', 'a set', 'an object', 'a class', 'a partial'])
+@pytest.mark.parametrize('kind', ['a closure', 'a method', 'a class', 'a partial'])
 def test_a_parameter_that_is_not_found_is_noticed(kind):
     w = rand(4)
     layer = Scale(lambda: w)
-    layer.held = {'a closure': None, 'a set': {w}, 'an object': Rule(torch.exp, w.mul),
+    layer.held = {'a closure': None, 'a method': Rule(torch.exp, w.mul),
                   'a class': type('A', (), dict(w=w)), 'a partial': partial(torch.mul, w)}[kind]
     net = Model.from_layers([layer, Lin(rand(4, 3), rand(3))], CrossEntropy())
     opt,x,y = SGD(net.params, .1),rand(6, 4),torch.arange(6) % 3
@@ -638,6 +639,51 @@ def test_a_parameter_that_is_not_found_is_noticed(kind):
     with pytest.raises(RuntimeError, match='the model does not know this tensor'): train_step(net, opt, x, y)
     w.g = None
     train_step(net, opt, x, y) # cleared by its owner
+
+class Plain:
+    "Neither a module nor a container."
+    def __init__(self, **kw): vars(self).update(kw)
+class Slotted:
+    __slots__ = 'w',
+    def __init__(self, w): self.w = w
+def one(w): return Holds(w=w)
+hidden = { # how a parameter is kept, and the name by which the error calls it
+    'a set': (lambda w: {w}, 'held.0'), 'an object': (lambda w: Plain(w=w), 'held.w'),
+    'an object in an object': (lambda w: Plain(a=[Plain(w=w)]), 'held.a.0.w'),
+    'an object in a list': (lambda w: [1, Plain(w=w)], 'held.1.w'), 'a slot': (Slotted, 'held.w'),
+    'a set in a dictionary': (lambda w: dict(s=frozenset([w])), 'held.s.0'),
+    'a set of layers': (lambda w: {one(w)}, 'held.0.w'), 'a layer in an object': (lambda w: Plain(l=one(w)), 'held.l.w')}
+
+@pytest.mark.parametrize('way', ['readable', 'compiled'])
+@pytest.mark.parametrize('kind', hidden)
+def test_a_parameter_where_none_is_looked_for_is_named_before_the_first_step(kind, way):
+    make,name = hidden[kind]
+    class Finds(Scale): # in a copy too
+        def __init__(self): self.held = make(rand(4))
+        def find(self): return {k: t for _,k,t,_ in self._hidden()}[name]
+    net = Model.from_layers([Finds(), Lin(rand(4, 3), rand(3))], CrossEntropy())
+    x,y,before = rand(6, 4),torch.arange(6) % 3,[p.clone() for p in net.params]
+    with pytest.raises(ValueError, match=rf'^Finds\(\): {name} \(4,\) has got a gradient'):
+        if way == 'compiled': compile_step(net, SGD(net.params, .1), x, y)
+        else: train_step(net, SGD(net.params, .1), x, y)
+    assert all(map(torch.equal, net.params, before))
+
+def test_objects_in_attributes_that_hold_no_parameter_are_no_false_alarm():
+    w,b,v = rand(4, 4),rand(4),rand(4, 3)
+    net,x,y = Model.from_layers([Lin(w, b), Block(Relu()), Lin(v, rand(3))], CrossEntropy()),rand(6, 4),torch.arange(6) % 3
+    opt,cache = AdamW(net.params, .1),Plain()
+    class Caches(Relu):
+        def forward(self, x):
+            cache.x = x*1
+            return super().forward(x)
+        def bwd(self, out, x): cache.x.g = out.g; super().bwd(out, x)
+    net.layers.insert(1, Caches())
+    frozen = Scale(lambda: v[0]); frozen.params = []
+    net.layers[0].held = [Plain(opt=opt, x=x, whole=net, frozen=frozen, n=3, f=torch.exp), torch.nn, {1, 'a'}, cache,
+                          dataloader(x, y, 2), torch.Generator(), iter([w]), Plain, {w, x}, b.numpy()]
+    for _ in range(3):
+        train_step(net, opt, x, y)
+        opt.steps = 0 # each of them is a first step
 
 def test_complex_parameters_are_not_lost(tmp_path):
     layer = Scale(lambda: None)
