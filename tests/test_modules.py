@@ -646,13 +646,13 @@ class Plain:
 class Slotted:
     __slots__ = 'w',
     def __init__(self, w): self.w = w
-def one(w): return Holds(w=w)
 hidden = { # how a parameter is kept, and the name by which the error calls it
     'a set': (lambda w: {w}, 'held.0'), 'an object': (lambda w: Plain(w=w), 'held.w'),
     'an object in an object': (lambda w: Plain(a=[Plain(w=w)]), 'held.a.0.w'),
     'an object in a list': (lambda w: [1, Plain(w=w)], 'held.1.w'), 'a slot': (Slotted, 'held.w'),
     'a set in a dictionary': (lambda w: dict(s=frozenset([w])), 'held.s.0'),
-    'a set of layers': (lambda w: {one(w)}, 'held.0.w'), 'a layer in an object': (lambda w: Plain(l=one(w)), 'held.l.w')}
+    'a set of layers': (lambda w: {Holds(w=w)}, 'held.0.w'),
+    'a layer in an object': (lambda w: Plain(l=Holds(w=w)), 'held.l.w')}
 
 @pytest.mark.parametrize('way', ['readable', 'compiled'])
 @pytest.mark.parametrize('kind', hidden)
@@ -670,7 +670,8 @@ def test_a_parameter_where_none_is_looked_for_is_named_before_the_first_step(kin
 
 def test_objects_in_attributes_that_hold_no_parameter_are_no_false_alarm():
     w,b,v = rand(4, 4),rand(4),rand(4, 3)
-    net,x,y = Model.from_layers([Lin(w, b), Block(Relu()), Lin(v, rand(3))], CrossEntropy()),rand(6, 4),torch.arange(6) % 3
+    net = Model.from_layers([Lin(w, b), Block(Relu()), Lin(v, rand(3))], CrossEntropy())
+    x,y = rand(6, 4),torch.arange(6) % 3
     opt,cache = AdamW(net.params, .1),Plain()
     class Caches(Relu):
         def forward(self, x):
