@@ -50,7 +50,7 @@ def _slots(o, seen=()):
     elif hasattr(o, '__dict__') and not isinstance(o, type) and not callable(getattr(o, '__get__', None)):
         found,inside = [],vars(o)
     else: return []
-    left = {'args', 'out', 'preds', '_call', '_called', '_results', '_left', '_given', '_back', *_moving,
+    left = {'args', 'out', 'preds', '_rule', '_call', '_called', '_results', '_left', '_given', '_back', *_moving,
             *(k.partition('.')[0] for k in getattr(o, '_results', ()))} if inside is not o else ()
     for k,v in [*inside.items()] if isinstance(inside, dict) else enumerate(inside):
         if k in left: continue

@@ -77,6 +77,8 @@ _numbers = count(1) # of calls and of backward passes
 _not_held = {'args', 'out', 'params', '_called'} # attributes that a call sets, and what may be found through the others
 # in the local `backward_pass`: `.gone`, what the one that is on has gone through, and `.first`
 
+def _is_whole(t): return not (t.is_floating_point() or t.is_complex())
+
 def _slots(o): return {k: getattr(o, k) for k in copyreg._slotnames(type(o)) if hasattr(o, k)}
 
 class Parts:
@@ -153,7 +155,7 @@ class Parts:
                                'that is neither trained nor saved: make it in __init__')
 
     def __getstate__(self): # of a copy: what has changed since its call is no call to go back to
-        state,slots = vars(self),_slots(self)
+        state,slots = {k: v for k,v in vars(self).items() if k != '_rule'},_slots(self) # a rule holds functions
         try: self._check(self._tensors())
         except RuntimeError: state = state | dict(args=None, out=None)
         return (state, slots) if slots else state
@@ -198,7 +200,7 @@ class Parts:
     @recursive_repr(()) # what is asked for while it is being found is empty
     def params(self):
         tensors = [t for o in self._parts().values() for t in (o.params if isinstance(o, Parts) else [o])]
-        return tuple({id(t): t for t in tensors if t.is_floating_point() or t.is_complex()}.values())
+        return tuple({id(t): t for t in tensors if not _is_whole(t)}.values())
 
     def _check_owner(self, opt):
         "ValueError if the optimizer holds a tensor that is no parameter of this."
@@ -222,22 +224,27 @@ class Parts:
                                  'keep it in an attribute of the layer, or in a list or dictionary there')
 
     @recursive_repr(())
-    def named_params(self):
-        "The parameters with their names, such as layers.0.w; a tensor in two places has two names."
-        own,pairs = {id(p): f'params.{i}' for i,p in enumerate(self.params)},[]
-        for k,o in self._parts().items():
-            pairs += [(f'{k}.{name}', p) for name,p in o.named_params()] if isinstance(o, Parts) else [(k, o)]
-        nameless = own.keys() - {id(p) for _,p in pairs}
-        pairs = [(k, p) for k,p in pairs if id(p) in own] + [(own[id(p)], p) for p in self.params if id(p) in nameless]
+    def _named(self):
+        "All tensors that are kept from call to call, here and in all parts, with their names."
+        pairs,kept = [],self._parts()
+        for k,o in self._held().items():
+            if self._is_buffer(k) or k in kept and isinstance(o, torch.Tensor) and not _is_whole(o): pairs.append((k, o))
+            elif k in kept and isinstance(o, Parts): pairs += [(f'{k}.{name}', t) for name,t in o._named()]
+        known = {id(t) for _,t in pairs}
+        pairs += [(f'params.{i}', p) for i,p in enumerate(self.params) if id(p) not in known]
         return [*_by_name(pairs).items()]
 
-    @recursive_repr(())
+    def named_params(self):
+        "The parameters with their names, such as layers.0.w; a tensor in two places has two names."
+        own = {*map(id, self.params)}
+        return [(k, t) for k,t in self._named() if id(t) in own]
+
     def named_buffers(self):
-        "The tensors that `buffers` names, here and in all parts, with names such as layers.1.running_mean."
-        pairs = [(k, t) for k,t in self._held().items() if self._is_buffer(k)]
-        for k,o in self._parts().items():
-            if isinstance(o, Parts): pairs += [(f'{k}.{name}', t) for name,t in o.named_buffers()]
-        return [*_by_name(pairs).items()]
+        """What is kept and not trained, with names such as layers.1.running_mean, here and in all parts.
+
+        It is what `buffers` names, and the parameters that a `params` of one's own leaves out."""
+        own = {*map(id, self.params)}
+        return [(k, t) for k,t in self._named() if id(t) not in own]
 
     @contextmanager
     def all_or_nothing(self):
