@@ -124,7 +124,7 @@ class Dropout(Op):
         "A mask for `x`: 0 with probability `p`, else 1/(1-p); without a draw the single number 1, or 0."
         keep = 1 - self.p if self.training else 1
         if keep in (0, 1): return x.new_full((), keep)
-        return torch.bernoulli(x, keep, generator=self.generator)/keep # of x only the shape counts
+        return torch.bernoulli(x.detach(), keep, generator=self.generator)/keep # of x only the shape counts
     def forward(self, x):
         check_inputs('Dropout', x=x)
         self.mask = self.draw(x)

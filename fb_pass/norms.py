@@ -190,7 +190,7 @@ class BatchNorm(Op):
 
     With `training`, True at first, mean and variance are those of the batch, and the running ones follow them; else the
     running ones are used. arXiv 1502.03167. A call raises ValueError or TypeError for what does not fit."""
-    buffers = 'running_mean', 'running_var'
+    buffers,images = ('running_mean', 'running_var'),False # of torch's classes, which one, before the first call?
     @typed
     def __init__(self, weight: torch.Tensor, # (c,), floating point; kept, not copied
                  bias: torch.Tensor, # (c,), dtype of `weight`; kept, not copied
@@ -231,13 +231,18 @@ class BatchNorm(Op):
 
 # %% ../nbs/14_norms.ipynb #14c0b002
 def _like_batch_norm(l):
-    kind = nn.BatchNorm2d if l.args and l.args[0].ndim == 4 else nn.BatchNorm1d
-    return kind(len(l.weight), l.eps, l.momentum)
+    images = l.args[0].ndim == 4 if l.args else l.images
+    return (nn.BatchNorm2d if images else nn.BatchNorm1d)(len(l.weight), l.eps, l.momentum)
+
+def _from_batch_norm(l, **params):
+    new = BatchNorm(**params, eps=l.eps, momentum=l.momentum)
+    new.images = isinstance(l, nn.BatchNorm2d)
+    return new
 
 counterpart(LayerNorm, nn.LayerNorm, lambda l: nn.LayerNorm(len(l.weight), l.eps, bias=l.bias is not None),
             lambda l, **ts: LayerNorm(**ts, eps=l.eps), weights=dict(weight='weight', bias='bias'), optional=('bias',))
 for kind in nn.BatchNorm2d, nn.BatchNorm1d:
-    counterpart(BatchNorm, kind, _like_batch_norm, lambda l, **ts: BatchNorm(**ts, eps=l.eps, momentum=l.momentum),
+    counterpart(BatchNorm, kind, _like_batch_norm, _from_batch_norm,
                 weights=dict(weight='weight', bias='bias'), without=('num_batches_tracked',),
                 buffers=dict(running_mean='running_mean', running_var='running_var'))
 if hasattr(nn, 'RMSNorm'): # from torch 2.4 on
