@@ -45,7 +45,7 @@ def _hidden(entries):
     pairs,todo,seen = [],[*entries],set()
     for k,o in todo: # which grows
         if isinstance(o, torch.Tensor): pairs.append((k, o))
-        elif isinstance(o, (type, FunctionType, ModuleType)) or id(o) in seen: continue
+        elif type(o) in _plain - {frozenset} or isinstance(o, (type, FunctionType, ModuleType)) or id(o) in seen: continue
         elif isinstance(o, Parts): todo += [(f'{k}.{name}', p) for name,p in o.named_params()]
         else:
             inside = enumerate(o) if isinstance(o, (set, frozenset)) else _entries(o) or (
@@ -100,7 +100,9 @@ class Parts:
             held |= {f'children.{i}': o for i,o in enumerate(self.children) if id(o) not in known}
         return held
 
-    def _is_buffer(self, k): return k.partition('.')[0] in type(self).buffers
+    def _buffers(self): return (self.buffers,) if isinstance(self.buffers, str) else self.buffers
+
+    def _is_buffer(self, k): return k.partition('.')[0] in self._buffers()
 
     def _parts(self):
         return {k: o for k,o in self._held().items() if k not in self._results and not self._is_buffer(k)}
@@ -249,11 +251,13 @@ class Parts:
     @contextmanager
     def all_or_nothing(self):
         "A context in which the buffers are what they were before if an error ends it."
-        before = [(o, k, *tree_flatten(getattr(o, k))) for o in (self, *self._below) for k in type(o).buffers
-                  if hasattr(o, k)]
+        def there(): return [(o, k, o._attributes()[k]) for o in (self, *self._below) for k in o._buffers()
+                             if k in o._attributes()]
+        before = [(o, k, *tree_flatten(v)) for o,k,v in there()]
         values = [(t, t.clone()) for *_,leaves,_ in before for t in leaves if isinstance(t, torch.Tensor)]
         try: yield
         except BaseException:
+            for o,k,_ in there(): delattr(o, k) # what has been made since
             for o,k,leaves,spec in before: setattr(o, k, tree_unflatten(leaves, spec))
             with torch.no_grad():
                 for t,v in values: t.copy_(v)

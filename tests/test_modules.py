@@ -7,6 +7,8 @@ from types import MappingProxyType, SimpleNamespace
 
 import pytest, torch
 from torch.autograd import gradcheck
+from fb_pass.activations import Dropout, Gelu as GeluOf
+from fb_pass.attention import CausalAttentionInBlocks, CausalSelfAttention
 from fb_pass.checks import autograd_grad, check_grad
 from fb_pass.doctor import check_layer
 from fb_pass.backward import lin_grad, relu_grad
@@ -14,8 +16,10 @@ from fb_pass.forward import lin, relu
 from fb_pass.gradients import Rule, add_grad, check_fits, check_rule, clear_grads, to_function, upstream_grad
 from fb_pass.inputs import checked
 from fb_pass.compiled import compile_step
+from fb_pass.convolution import AvgPool2d, Conv2d, MaxPool2d, Unflatten
 from fb_pass.library import load_weights, named_weights, save_weights
 from fb_pass.modules import Lin, Model, Module, Mse, Op, Relu
+from fb_pass.norms import BatchNorm, LayerNorm, RmsNorm
 from fb_pass.training import SGD, AdamW, CrossEntropy, dataloader, fit, train_step
 
 def rand(*shape, seed=0): return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -752,3 +756,62 @@ def test_a_child_that_knows_its_parent_has_one_place():
     net = Model.from_layers([block, Lin(rand(4, 3), rand(3))], CrossEntropy())
     net(rand(6, 4), torch.arange(6) % 3); net.backward()
     assert len(net.params) == 4
+
+# Settings that are changed after __init__
+
+def attention(): return CausalSelfAttention(rand(4, 12), rand(12), rand(4, 4), rand(4), 2, 3)
+settings = { # a layer, the shape of its input, and what is set
+    'eps of a layer norm': (lambda: LayerNorm(rand(4)), (6, 4), dict(eps=1.)),
+    'eps of an RMS norm': (lambda: RmsNorm(rand(4)), (6, 4), dict(eps=1.)),
+    'eps of a batch norm': (lambda: BatchNorm(rand(4), rand(4)), (6, 4), dict(eps=1.)),
+    'the mode of a batch norm': (lambda: BatchNorm(rand(4), rand(4)), (6, 4), dict(training=False)),
+    'dropout': (lambda: Dropout(.5, torch.Generator().manual_seed(1)), (6, 4), dict(p=.9, training=False)),
+    'GELU': (GeluOf, (6, 4), dict(approximate='tanh')),
+    'stride': (lambda: Conv2d(rand(2, 1, 3, 3)), (2, 1, 5, 5), dict(stride=2)),
+    'padding and dilation': (lambda: Conv2d(rand(2, 1, 2, 2)), (2, 1, 5, 5), dict(padding=1, dilation=3)),
+    'the windows of the largest': (lambda: MaxPool2d(2), (2, 1, 6, 6), dict(size=1, stride=(2, 2))),
+    'the windows of means': (lambda: AvgPool2d(2), (2, 1, 6, 6), dict(size=1, stride=(2, 2))),
+    'a shape': (lambda: Unflatten(2, 2), (6, 4), dict(shape=(4, 1))),
+    'heads': (attention, (6, 4), dict(n_head=1)), 'the block': (attention, (6, 4), dict(block=2))}
+
+@pytest.mark.parametrize('kind', settings)
+def test_the_backward_is_that_of_the_call_whatever_is_set_since(kind):
+    make,shape,changed = settings[kind]
+    found = []
+    for change in (False, True):
+        layer,x = make(),rand(*shape, seed=3)
+        out = layer(x)
+        out.g = rand(*out.shape, seed=4)
+        if change: vars(layer).update(changed)
+        layer.backward()
+        found.append([x.g, *(p.g for p in layer.params)])
+    for a,b in zip(*found, strict=True): assert torch.equal(a, b)
+
+def numbers(): return LayerNorm(rand(4)), RmsNorm(rand(4)), BatchNorm(rand(4), rand(4))
+wrong_settings = [
+    *((l, (6, 4), dict(eps=eps), 'eps is') for l in numbers() for eps in (-5., '1', [1.], torch.tensor(1.), None)),
+    *((BatchNorm(rand(4), rand(4)), (6, 4), {k: v}, f'BatchNorm: .*{k}') for k,v in (
+        ('momentum', 2.), ('momentum', 'x'), ('running_mean', None), ('running_var', rand(1)),
+        ('running_mean', rand(4).float()))),
+    *((Dropout(.5), (6, 4), {k: v}, f'Dropout: {k} is') for k,v in (
+        ('p', 2.), ('p', -1), ('p', 'x'), ('generator', 3))),
+    (GeluOf(), (6, 4), dict(approximate='foo'), "Gelu: approximate is 'foo'"),
+    *((Conv2d(rand(2, 1, 2, 2)), (2, 1, 5, 5), {k: v}, f'{k} is') for k,v in (('stride', 0), ('padding', 1.5))),
+    (attention(), (6, 4), dict(block=4), 'block=4'), (attention(), (6, 4), dict(n_head=0), 'n_head is 0')]
+
+@pytest.mark.parametrize('layer, shape, changed, words', wrong_settings)
+def test_a_setting_that_makes_no_sense_is_refused_when_it_is_used(layer, shape, changed, words):
+    vars(layer).update(changed)
+    with pytest.raises((TypeError, ValueError), match=words): layer(rand(*shape))
+
+def test_settings_may_be_numbers_of_any_library():
+    from fractions import Fraction
+    import numpy as np
+    for half in (Fraction(1, 2), np.float32(.5)):
+        for layer in (*numbers(), Dropout(.5)):
+            layer.eps = layer.momentum = layer.p = half
+            layer(rand(6, 4)).g = rand(6, 4)
+            layer.backward()
+    layer = CausalAttentionInBlocks(np.int64(2))
+    layer(*rand(3, 4, 2)).g = rand(4, 2)
+    layer.backward()
