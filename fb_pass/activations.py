@@ -82,18 +82,18 @@ def _gelu_tanh_backward(g, out, x):
 
 gelu_tanh_rule = Rule(gelu_tanh, _gelu_tanh_backward)
 
-def _gelu_rule(approximate):
-    if approximate not in ('none', 'tanh'):
+def _chosen(approximate, **rules):
+    if approximate not in [*rules]:
         raise ValueError(f"Gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
-    return gelu_tanh_rule if approximate == 'tanh' else gelu_rule
+    return rules[approximate]
 
 class Gelu(Op):
     "`gelu` as a layer, any shape in, the same shape out; or `gelu_tanh`. ValueError for any other `approximate`."
-    rule = property(lambda self: _gelu_rule(self.approximate), doc='The one chosen.')
+    rule = property(lambda self: _chosen(self.approximate, none=gelu_rule, tanh=gelu_tanh_rule), doc='The one chosen.')
     @typed
     def __init__(self, approximate: str='none'): # 'none' for the normal distribution, 'tanh' for the approximation
-        _gelu_rule(approximate)
         self.approximate = approximate
+        self._rule = self.rule # which refuses what is neither
     def __repr__(self): return 'Gelu()' if self.approximate == 'none' else f'Gelu({self.approximate!r})'
 
 # %% ../nbs/12_activations.ipynb #act00027
@@ -132,7 +132,7 @@ class Dropout(Op):
         "A mask for `x`: 0 with probability `p`, else 1/(1-p); without a draw the single number 1, or 0."
         keep = 1 - float(self.p) if self.training else 1
         if keep in (0, 1): return x.new_full((), keep)
-        return torch.bernoulli(x.detach(), keep, generator=self.generator)/keep # of x only the shape counts
+        return torch.bernoulli(x, keep, generator=self.generator)/keep # of x only the shape counts
     def forward(self, x):
         check_inputs('Dropout', x=x)
         _check_settings(self.p, self.generator)

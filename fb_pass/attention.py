@@ -257,7 +257,8 @@ def attention_in_blocks_grad(
 ) -> tuple: # Gradients of `q`, `k` and `v`
     "Backward of `attention_in_blocks`, which computes the weights once more. Raises ValueError or TypeError."
     # forward: out = a@v, where a = exp(scores - lse)
-    mean,root,rows = (g*out).sum(-1, keepdim=True),q.shape[-1]**.5,int(rows) # the sum of a.g*a in a row is that of g*out
+    mean,root = (g*out).sum(-1, keepdim=True),q.shape[-1]**.5 # along a row, the sum of a.g*a is that of g*out
+    rows = int(rows)
     pairs = [*zip(k.split(rows, -2), v.split(rows, -2))]
     dqs,dks,dvs = [],[0.]*len(pairs),[0.]*len(pairs)
     for i,(qi,gi,li,mi) in enumerate(zip(*(t.split(rows, -2) for t in (q, g, lse, mean)))):

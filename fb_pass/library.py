@@ -144,7 +144,8 @@ def to_torch(
         ts = {k: getattr(l, k) for k in c.weights if k not in c.optional or getattr(l, k) is not None}
         check_inputs(who, **ts)
         for k,t in ts.items():
-            setattr(new, c.weights[k], _copy(who, known, t, c.turn, partial(nn.Parameter, requires_grad=id(t) in trained)))
+            make = partial(nn.Parameter, requires_grad=id(t) in trained)
+            setattr(new, c.weights[k], _copy(who, known, t, c.turn, make))
         for k,name in c.buffers.items(): setattr(new, name, _copy(who, kept, getattr(l, k)))
         layers.append(new.train(getattr(l, 'training', True)))
     return nn.Sequential(*layers)

@@ -88,7 +88,7 @@ class Model(Module):
             raise ValueError('one layer object appears twice in the model, but a layer remembers only its last call: '
                              'make a second layer that is given the same tensors')
     def forward(self, x, targ):
-        for i,step in enumerate(self.children):
+        for i,step in enumerate((*self.layers, self.loss)):
             try: x = step(x, targ) if step is self.loss else step(x)
             except (RuntimeError, TypeError, ValueError) as e:
                 e.args = f'{step!r}, step {i} of the model: {e}',
@@ -97,4 +97,4 @@ class Model(Module):
         return x
     def bwd(self, out, x, targ):
         self.zero_grad() # a second backward gives the same gradients, not larger ones
-        for step in reversed(self.children): step.backward()
+        for step in reversed((*self.layers, self.loss)): step.backward()

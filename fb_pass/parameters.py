@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import count
 from reprlib import recursive_repr
-from types import FunctionType, ModuleType, SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
@@ -45,7 +45,7 @@ def _hidden(entries):
     pairs,todo,seen = [],[*entries],set()
     for k,o in todo: # which grows
         if isinstance(o, torch.Tensor): pairs.append((k, o))
-        elif type(o) in _plain - {frozenset} or isinstance(o, (type, FunctionType, ModuleType)) or id(o) in seen: continue
+        elif id(o) in seen or type(o) in _plain - {frozenset} or isinstance(o, (type, ModuleType)): continue
         elif isinstance(o, Parts): todo += [(f'{k}.{name}', p) for name,p in o.named_params()]
         else:
             inside = enumerate(o) if isinstance(o, (set, frozenset)) else _entries(o) or (
@@ -221,17 +221,18 @@ class Parts:
         known = {id(t) for o in (self, *self._below) for t in (*o._tensors().values(), *o.params)}
         for o,k,t,g in hidden:
             if getattr(t, 'g', None) is not g and id(t) not in known:
-                raise ValueError(f'{o!r}: {k} {tuple(t.shape)} has got a gradient, but no parameter is looked for there, '
-                                 'in a set or an object of another class, and so it would be neither trained nor saved: '
-                                 'keep it in an attribute of the layer, or in a list or dictionary there')
+                raise ValueError(f'{o!r}: {k} {tuple(t.shape)} has got a gradient, but stands in a set or an object of '
+                                 'another class, where no parameter is looked for, trained or saved: keep it in an '
+                                 'attribute of the layer, or in a list or dictionary there')
 
     @recursive_repr(())
     def _named(self):
         "All tensors that are kept from call to call, here and in all parts, with their names."
         pairs,kept = [],self._parts()
         for k,o in self._held().items():
-            if self._is_buffer(k) or k in kept and isinstance(o, torch.Tensor) and not _is_whole(o): pairs.append((k, o))
-            elif k in kept and isinstance(o, Parts): pairs += [(f'{k}.{name}', t) for name,t in o._named()]
+            tensor = isinstance(o, torch.Tensor)
+            if tensor and (self._is_buffer(k) or k in kept and not _is_whole(o)): pairs.append((k, o))
+            elif not tensor and k in kept: pairs += [(f'{k}.{name}', t) for name,t in o._named()]
         known = {id(t) for _,t in pairs}
         pairs += [(f'params.{i}', p) for i,p in enumerate(self.params) if id(p) not in known]
         return [*_by_name(pairs).items()]

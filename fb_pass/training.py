@@ -62,9 +62,10 @@ def check_classes(
     "Refuse logits and labels that do not fit, with a TypeError or ValueError."
     check_inputs(name, 'n c', logits=logits)
     if not isinstance(targ, torch.Tensor) or targ.dtype != torch.int64:
+        kind = type(targ).__name__
         how = ': targ.long() converts whole numbers' if isinstance(targ, torch.Tensor) else (
-            f' in a tensor, not a {type(targ).__name__}: torch.as_tensor(targ) makes one')
-        raise TypeError(f'{name}: targ has type {getattr(targ, "dtype", type(targ).__name__)}, expected int64 labels{how}')
+            f' in a tensor, not a {kind}: torch.as_tensor(targ) makes one')
+        raise TypeError(f'{name}: targ has type {getattr(targ, "dtype", kind)}, expected int64 labels{how}')
     check_kind(name, 'targ', targ, torch.Tensor)
     if targ.device != logits.device: raise ValueError(f'{name}: targ is on {targ.device} and logits on {logits.device}')
     (n,c),found = logits.shape,tuple(targ.shape)
@@ -363,7 +364,8 @@ def train_step(
 ) -> float: # Loss before the step
     """Forward, backward, step. Raises FloatingPointError if something is not finite.
 
-    After any error, parameters and buffers are as they were before; random numbers that were drawn stay drawn."""
+    After an error parameters and buffers are as they were before, unless an optimizer of one's own fails halfway.
+    Random numbers that were drawn stay drawn."""
     hidden = () if opt.steps else model._hidden()
     with model.all_or_nothing():
         loss = _loss(model, *_no_graph((xb, yb)))
@@ -374,7 +376,8 @@ def train_step(
             if not _broken(p.g for p in opt.params):
                 opt.step()
                 return loss
-        raise FloatingPointError(f'{where}: loss {loss:.4g} at a learning rate of {opt.lr:.3g}; {_first_broken(model)}')
+        said = _first_broken(model)
+        raise FloatingPointError(f'{where}: loss {loss:.4g} at a learning rate of {opt.lr:.3g}; {said}')
 
 # %% ../nbs/09_training.ipynb #3144ca8e
 @typed

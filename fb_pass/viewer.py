@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np, torch, torch.nn.functional as F
 from fastcore.xml import A, B, Code, Div, Figcaption, Figure, Img, Nav, P, Pre, Section, Span, Title, ft, to_xml
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 from .checks import check_grad, default_rtol
 from .datasets import replace_file
@@ -340,11 +341,17 @@ def _by_hand(s, image):
     return rec, upstream
 
 # %% ../nbs/17_viewer.ipynb #a03a7c96
+class _Chance(TorchFunctionMode):
+    "Numbers that are drawn have no slope: autograd, which has none for `bernoulli`, is not asked."
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        if f is torch.bernoulli: args = tree_map_only(torch.Tensor, torch.Tensor.detach, args)
+        return f(*args, **(kwargs or {}))
+
 def _by_autograd(s, upstream, side=0, functions=()):
     "For each call the gradients that autograd finds, by role and name; nothing if it cannot follow."
     leaves,rec = {k: t.detach().requires_grad_() for k,t in s.tensors.items()},_Recorder()
     with ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
+        for o in torch.enable_grad(), _Chance(): stack.enter_context(o)
         for f in functions: stack.enter_context(by_forward(f, []))
         if side: stack.enter_context(OffKinks(side))
         try:

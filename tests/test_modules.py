@@ -815,3 +815,14 @@ def test_settings_may_be_numbers_of_any_library():
     layer = CausalAttentionInBlocks(np.int64(2))
     layer(*rand(3, 4, 2)).g = rand(4, 2)
     layer.backward()
+
+def test_a_layer_that_is_added_later_is_called_wherever_it_stands():
+    net,x,y = masked()
+    net.layers.append(Lin(rand(3, 3), rand(3)))
+    net.spare = Lin(rand(9, 9), rand(9)) # no layer of the row
+    net(x, y)
+    torch.testing.assert_close(net.out, net.loss(net.layers[3](net.layers[2](net.layers[1](net.layers[0](x)))), y))
+    act = Relu()
+    net.layers = [*net.layers, act, act]
+    net(x, y)
+    with pytest.raises(RuntimeError, match='this layer object has two places in the model'): net.backward()
