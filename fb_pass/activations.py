@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 from .gradients import Rule
-from .inputs import check_inputs, checked, typed
+from .inputs import check_inputs, check_kind, checked, typed
 from .library import counterpart
 from .modules import Op
 
@@ -82,14 +82,18 @@ def _gelu_tanh_backward(g, out, x):
 
 gelu_tanh_rule = Rule(gelu_tanh, _gelu_tanh_backward)
 
+def _chosen(approximate, **rules):
+    if approximate not in [*rules]:
+        raise ValueError(f"Gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
+    return rules[approximate]
+
 class Gelu(Op):
     "`gelu` as a layer, any shape in, the same shape out; or `gelu_tanh`. ValueError for any other `approximate`."
-    rule = property(lambda self: gelu_tanh_rule if self.approximate == 'tanh' else gelu_rule, doc='The one chosen.')
+    rule = property(lambda self: _chosen(self.approximate, none=gelu_rule, tanh=gelu_tanh_rule), doc='The one chosen.')
     @typed
     def __init__(self, approximate: str='none'): # 'none' for the normal distribution, 'tanh' for the approximation
-        if approximate not in ('none', 'tanh'):
-            raise ValueError(f"Gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
         self.approximate = approximate
+        self._rule = self.rule # which refuses what is neither
     def __repr__(self): return 'Gelu()' if self.approximate == 'none' else f'Gelu({self.approximate!r})'
 
 # %% ../nbs/12_activations.ipynb #act00027
@@ -110,23 +114,28 @@ def dropout(x: torch.Tensor, # Any shape, floating point
 
 dropout_rule = Rule(dropout, lambda g, out, x, mask: (g*mask, None))
 
+def _check_settings(p, generator):
+    check_kind('Dropout', 'p', p, float)
+    if generator is not None: check_kind('Dropout', 'generator', generator, torch.Generator)
+    if not 0 <= p <= 1: raise ValueError(f'Dropout: p is {p}, expected a probability, from 0 to 1')
+
 class Dropout(Op):
     """In training sets entries to 0 and scales the others, in evaluation gives back what came in. arXiv 1207.0580.
 
     Any shape in, the same shape out. Raises TypeError or ValueError if `p` is no number from 0 to 1."""
     rule,uses,mask = dropout_rule,('mask',),None
-    @typed
     def __init__(self, p: float, # Probability that an entry becomes 0, from 0 to 1
                  generator: torch.Generator=None): # Source of the masks; torch's own by default
-        if not 0 <= p <= 1: raise ValueError(f'Dropout: p is {p}, expected a probability, from 0 to 1')
+        _check_settings(p, generator)
         self.p,self.generator,self.training = float(p),generator,True
     def draw(self, x):
         "A mask for `x`: 0 with probability `p`, else 1/(1-p); without a draw the single number 1, or 0."
-        keep = 1 - self.p if self.training else 1
+        keep = 1 - float(self.p) if self.training else 1
         if keep in (0, 1): return x.new_full((), keep)
         return torch.bernoulli(x, keep, generator=self.generator)/keep # of x only the shape counts
     def forward(self, x):
         check_inputs('Dropout', x=x)
+        _check_settings(self.p, self.generator)
         self.mask = self.draw(x)
         return super().forward(x)
     def __repr__(self): return f'Dropout({self.p:g})'

@@ -212,6 +212,7 @@ def _check_blocks(name, q, k, v, rows):
     _check_causal(name, q, k, v)
     check_kind(name, 'rows', rows, int)
     if rows < 1: raise ValueError(f'{name}: rows is {rows}, expected at least 1')
+    if not q.shape[-2]: raise ValueError(f'{name}: q {tuple(q.shape)} has no tokens')
 
 @checked(_check_blocks)
 def attention_in_blocks(
@@ -221,7 +222,8 @@ def attention_in_blocks(
     rows: int, # How many queries, and how many keys, are handled at once, at least 1
 ) -> tuple: # Output, (..., t, e), and the logarithm of the sum of the exponentials of each row, (..., t, 1)
     "Causal `attention`, without ever having all scores. arXiv 2205.14135. Raises ValueError or TypeError."
-    outs,lses,pairs = [],[],[*zip(k.split(rows, -2), v.split(rows, -2))]
+    outs,lses,rows = [],[],int(rows) # which may be a number of numpy
+    pairs = [*zip(k.split(rows, -2), v.split(rows, -2))]
     for i,qi in enumerate(q.split(rows, -2)):
         top,total,out = qi.new_full((*qi.shape[:-1], 1), -torch.inf),0.,0.
         for j,(kj,vj) in enumerate(pairs[:i+1]):
@@ -256,6 +258,7 @@ def attention_in_blocks_grad(
     "Backward of `attention_in_blocks`, which computes the weights once more. Raises ValueError or TypeError."
     # forward: out = a@v, where a = exp(scores - lse)
     mean,root = (g*out).sum(-1, keepdim=True),q.shape[-1]**.5 # along a row, the sum of a.g*a is that of g*out
+    rows = int(rows)
     pairs = [*zip(k.split(rows, -2), v.split(rows, -2))]
     dqs,dks,dvs = [],[0.]*len(pairs),[0.]*len(pairs)
     for i,(qi,gi,li,mi) in enumerate(zip(*(t.split(rows, -2) for t in (q, g, lse, mean)))):
@@ -346,7 +349,7 @@ class CausalSelfAttention(Module):
     def bwd(self, out, x):
         rule,own = _linear(self.w_out, self.b_out)
         rule.add_grads(out, self.merged, *own)
-        add_grad(self.attend.out, split_heads(self.merged.g, self.n_head, self.block))
+        add_grad(self.attend.out, split_heads(self.merged.g, *self.attend.out.shape[1:3])) # as they were in the call
         self.attend.backward()
         add_grad(self.qkv, merge_heads(torch.cat([t.g for t in self.attend.args], 1)))
         rule,own = _linear(self.w_qkv, self.b_qkv)

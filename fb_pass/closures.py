@@ -6,10 +6,8 @@
 __all__ = ['Parameter', 'Layer', 'Relu', 'Sigmoid', 'Linear', 'Sequential', 'mse_loss', 'SGDOptimizer', 'Learner']
 
 # %% ../nbs/08_closures.ipynb #6872adb1
-import sys, zlib
+import sys, tqdm, zlib, numpy as np
 from numbers import Integral, Real
-import numpy as np
-from tqdm import tqdm
 
 # %% ../nbs/08_closures.ipynb #7bd88576
 def _check(who, name, a, dtype=None, shape=None):
@@ -41,10 +39,13 @@ class Parameter:
 # %% ../nbs/08_closures.ipynb #3b7b9e5c
 class Layer:
     "A step of the network. By itself it is the identity."
-    def __new__(cls, *args, **kwargs): # not __init__, which a subclass would have to call
-        self = super().__new__(cls)
-        self.parameters = []
-        return self
+    # called for what is not there: the list, at first; __init__ would have to be called by each subclass
+    def __getattr__(self, k): return vars(self).setdefault(k, []) if k == 'parameters' else super().__getattribute__(k)
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        new = [p for o in inside for p in (o.parameters if isinstance(o, Layer) else [o]*isinstance(o, Parameter))]
+        if name != 'parameters': self.parameters = list(dict.fromkeys([*self.parameters, *new]))
     def forward(self, X):
         "Output `Y` and `backward`: takes the gradient of `Y`, adds to those of the parameters, returns that of `X`."
         return X, lambda Yg: Yg
@@ -102,7 +103,7 @@ class Sequential(Layer):
     def __init__(self, *layers: Layer): # First to last
         wrong = [o for o in layers if not isinstance(o, Layer)]
         if wrong: raise TypeError(f'Sequential: {wrong[0]!r} is not a Layer: pass an instance, like Relu()')
-        self.layers,self.parameters = layers,list(dict.fromkeys(p for o in layers for p in o.parameters))
+        self.layers = layers
     def forward(self, X):
         backwards = []
         for layer in self.layers:
@@ -163,7 +164,7 @@ class Learner:
         if not (0,) < x[:1] == y[:1] or not all(isinstance(n, Integral) and n >= 0 for n in (epochs, bs)) or not bs:
             raise ValueError(f'fit: X {x}, Y {y}, bs={bs} and epochs={epochs}, expected as many rows, whole numbers')
         rng,losses,form = np.random.default_rng(rng),[],'{l_bar}{bar:30}| epoch {n} of {total}{postfix}'
-        for _ in (bar := tqdm(range(epochs), file=sys.stdout, disable=not progress, bar_format=form)):
+        for _ in (bar := tqdm.tqdm(range(epochs), file=sys.stdout, disable=not progress, bar_format=form)):
             batches = np.split(rng.permutation(len(X)), range(bs, len(X), bs))
             losses.append(sum(len(rows)*self.fit_batch(X[rows], Y[rows]) for rows in batches)/len(X))
             bar.set_postfix(loss=f'{losses[-1]:.4f}')

@@ -50,7 +50,7 @@ def _slots(o, seen=()):
     elif hasattr(o, '__dict__') and not isinstance(o, type) and not callable(getattr(o, '__get__', None)):
         found,inside = [],vars(o)
     else: return []
-    left = {'args', 'out', 'preds', '_call', '_called', '_results', '_left', '_given', '_back', *_moving,
+    left = {'args', 'out', 'preds', '_rule', '_call', '_called', '_results', '_left', '_given', '_back', *_moving,
             *(k.partition('.')[0] for k in getattr(o, '_results', ()))} if inside is not o else ()
     for k,v in [*inside.items()] if isinstance(inside, dict) else enumerate(inside):
         if k in left: continue
@@ -117,7 +117,7 @@ def _without_reading(graph):
 def _without_memory(gm, state, both, slots, held, versions):
     "Refuse a step that changes what is no parameter: a record has no memory of it."
     after,now = state_of(*both),both[0]._tensors()
-    for k in after.keys() ^ state.keys():
+    for k in after.keys() - state.keys():
         raise ValueError(f'compile_step: the first step makes {k}: take one by train_step before this one is recorded')
     for o,k,v in _moved(slots):
         if not isinstance(v, torch.Tensor) or not any(v is t for t in state.values()):
@@ -126,11 +126,11 @@ def _without_memory(gm, state, both, slots, held, versions):
                              'and a recorded one would not: use train_step')
     read = [getattr(gm, n.target) for n in gm.graph.nodes if n.op == 'get_attr' and n.users]
     read = {t.data_ptr() for t in read if isinstance(t, torch.Tensor)}
-    for k,t in held.items():
-        if t.data_ptr() in read and (now.get(k) is not t or t._version != versions[k]) and not any(
-                t is p for p in state.values()):
-            raise ValueError(f'compile_step: a step reads and changes {k}, which is neither a parameter nor a buffer, '
-                             'and a recorded one would not change it: name it in `buffers`, or use train_step')
+    changed = [k for k,t in held.items() if t.data_ptr() in read and (
+        now.get(k) is not t or t._version != versions[k]) and not any(t is p for p in state.values())]
+    for k in (*changed, *state.keys() - after.keys()):
+        raise ValueError(f'compile_step: a step reads and changes {k}, which is neither a parameter nor a buffer, '
+                         'and a recorded one would not change it: name it in `buffers`, or use train_step')
 
 def record(
     model, # A model and its loss
@@ -653,12 +653,14 @@ class CompiledStep:
         except (RuntimeError, TypeError, ValueError): both = *copy.deepcopy((self.model, self.opt)), xb, yb
         (model,opt,xb,yb),run,largest = both,None,{}
         ours,rtol = copy.deepcopy((model, opt)),1e-9 if opt.params[0].dtype == torch.float64 else 1e-4
-        again = torch.arange(len(xb))//2 # other numbers, and not as many of each
-        for x,y in (xb, yb), (xb[again].flip(0)*(-2 if xb.is_floating_point() else 1), yb[again].flip(0)):
+        def other(t): return t[torch.arange(len(t))//2].flip(0) # numbers, and not as many of each
+        hidden = model._hidden()
+        for x,y in (xb, yb), (other(xb)*(-2 if xb.is_floating_point() else 1), other(yb)):
             torch.manual_seed(0)
             want = model(x, y)
             if not want.isfinite(): return # no step is taken
             model.backward()
+            model._check_hidden(hidden)
             opt.step()
             run = run or self.make(improve(record(*ours, xb, yb), self.passes), state_of(*ours))
             torch.manual_seed(0)

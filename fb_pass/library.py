@@ -9,6 +9,7 @@ __all__ = ['Counterpart', 'counterpart', 'to_linear', 'to_torch', 'from_torch', 
 # %% ../nbs/10_library.ipynb #db08d3b9
 import json, os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,12 +66,18 @@ counterpart(Lin, nn.Linear, lambda l: to_linear(l.w, l.b), weights=dict(w='weigh
 counterpart(Relu, nn.ReLU)
 
 # %% ../nbs/10_library.ipynb #801cf9cf
-_does = '__call__', '_call_impl', '_noting', 'forward', 'backward', 'bwd', '_with_own', 'rule', 'uses', 'children'
+# what a subclass may have of its own: it says what a layer looks like, how it is made, and what is trained and saved
+_free = {'extra_repr', 'reset_parameters', 'params', 'buffers', '_abc_impl', '_build', 'from_layers'}
+
+def _own(o, cls):
+    "What of the class `cls` an object has in another way."
+    below = {k for b in type(o).__mro__ if b is not cls and issubclass(b, cls) for k in vars(b) if hasattr(cls, k)}
+    below -= _free | {k for k in below if k[:2] == k[-2:] == '__'} - {'__call__', '__getattribute__'}
+    return below | {k for k in vars(o) if callable(getattr(cls, k, None))}
 
 def _check_plain(who, o, cls, c=None, skip=()):
     "TypeError unless `o` does and keeps what its base `cls`, with the counterpart `c`, does and no more."
-    names = [k for k in _does if hasattr(cls, k) and k not in skip]
-    own = [k for k in names if k in vars(o) or getattr(type(o), k) is not getattr(cls, k)]
+    own = sorted(_own(o, cls) - {*skip})
     if isinstance(o, nn.Module):
         held = dict([*o.named_parameters(recurse=False), *o.named_buffers(recurse=False)])
         every = vars(o) | vars(nn.modules.module) # torch keeps hooks in such dictionaries
@@ -95,7 +102,7 @@ def _checked(who, o, side):
     _check_plain(who, o, getattr(c, side), c)
     return c
 
-def _copy(who, known, t, turn, make):
+def _copy(who, known, t, turn=lambda t: t, make=lambda t: t):
     "A copy of a tensor in the other layout; the same for each use of it."
     view = turn(t.detach())
     seen,new = known.get(id(t), (view, None))
@@ -125,18 +132,22 @@ def to_linear(
 def to_torch(
     model: Model, # A model of layers that have a `counterpart`, such as `Lin` and `Relu`
 ) -> nn.Sequential: # Layer for layer the same, with copies of the parameters, from inputs to logits
-    "The layers of `model` as torch's; a shared parameter stays shared. TypeError for a layer that has no counterpart."
+    """The layers of `model` as torch's. What is shared stays shared, and what is no parameter is not trained.
+
+    TypeError for a layer that has no counterpart."""
     _check_plain('to_torch: the model', model, Model, skip=('bwd', 'backward')) # autograd takes its place
     check_apart('to_torch', *(p for p in model.params if 0 not in p.stride()))
-    known,layers = {},[]
+    known,kept,layers,trained = {},{},[],{*map(id, model.params)}
     for i,l in enumerate(model.layers):
         who = f'to_torch: layer {i}'
         c = _checked(who, l, 'ours')
         with torch.random.fork_rng(devices=[]): new = c.to(l) # draws no random numbers of the caller
         ts = {k: getattr(l, k) for k in c.weights if k not in c.optional or getattr(l, k) is not None}
         check_inputs(who, **ts)
-        for k,t in ts.items(): setattr(new, c.weights[k], _copy(who, known, t, c.turn, nn.Parameter))
-        for k,name in c.buffers.items(): setattr(new, name, getattr(l, k).detach().clone())
+        for k,t in ts.items():
+            make = partial(nn.Parameter, requires_grad=id(t) in trained)
+            setattr(new, c.weights[k], _copy(who, known, t, c.turn, make))
+        for k,name in c.buffers.items(): setattr(new, name, _copy(who, kept, getattr(l, k)))
         layers.append(new.train(getattr(l, 'training', True)))
     return nn.Sequential(*layers)
 
@@ -146,16 +157,20 @@ def from_torch(
     net: nn.Sequential, # Layers that have a `counterpart`, such as `nn.Linear`, with biases, and `nn.ReLU`
     loss: Module=None, # The last step of the model; cross-entropy by default
 ) -> Model: # Layer for layer the same, with copies of the parameters
-    "The layers of `net` as ours; a shared parameter stays shared. TypeError for a layer that has no counterpart."
+    """The layers of `net` as ours. What is shared stays shared, and what does not require grad is not trained.
+
+    TypeError for a layer that has no counterpart."""
     _check_plain('from_torch: the network', net, nn.Sequential)
-    known,layers = {},[]
+    known,kept,layers = {},{},[]
     for i,l in enumerate(net):
         who = f'from_torch: layer {i}'
         c = _checked(who, l, 'theirs')
         ts = {k: t for k,name in c.weights.items() if (t := getattr(l, name)) is not None}
         check_inputs(who, **{c.weights[k]: t for k,t in ts.items()})
-        new = c.back(l, **{k: _copy(who, known, t, c.turn, lambda t: t) for k,t in ts.items()})
-        for k,name in c.buffers.items(): setattr(new, k, getattr(l, name).detach().clone())
+        new = c.back(l, **{k: _copy(who, known, t, c.turn) for k,t in ts.items()})
+        for k,name in c.buffers.items(): setattr(new, k, _copy(who, kept, getattr(l, name)))
+        if not all(t.requires_grad for t in ts.values()):
+            new.params = [getattr(new, k) for k,t in ts.items() if t.requires_grad]
         if hasattr(new, 'training'): new.training = l.training
         with torch.random.fork_rng(devices=[]): again = _settings(c.to(new)) # a setting that ours does not have
         odd = [k for k,v in _settings(l).items() if v != again[k]]
@@ -167,13 +182,13 @@ def from_torch(
 # %% ../nbs/10_library.ipynb #b7c10012
 class _TorchOp(nn.Module):
     "An `Op` inside torch: the parameters are torch's, forward and backward are the rule."
-    def __init__(self, op, copies):
+    def __init__(self, op, copies, trained):
         super().__init__()
         if not isinstance(op, Op): raise TypeError(f'as_torch: {op!r} has no rule: expected a layer made from a Rule')
         _check_plain('as_torch: a layer', op, Op, skip=('rule', 'uses'))
         self.uses,self.function = op.uses,to_function(op.rule, f'{type(op).__name__}Function')
         for k,t in ((k, getattr(op, k)) for k in op.uses):
-            setattr(self, k, copies.setdefault(id(t), nn.Parameter(t.detach().clone())))
+            setattr(self, k, copies.setdefault(id(t), nn.Parameter(t.detach().clone(), id(t) in trained)))
     def forward(self, *args): return self.function.apply(*args, *(getattr(self, k) for k in self.uses))
 
 class _TorchModel(nn.Module):
@@ -182,9 +197,9 @@ class _TorchModel(nn.Module):
         super().__init__()
         _check_plain('as_torch: the model', model, Model)
         check_apart('as_torch', *(p for p in model.params if 0 not in p.stride()))
-        copies = {} # a shared parameter stays shared
-        self.layers = nn.Sequential(*[_TorchOp(l, copies) for l in model.layers])
-        self.loss = _TorchOp(model.loss, copies)
+        copies,trained = {},{*map(id, model.params)} # a shared parameter stays shared
+        self.layers = nn.Sequential(*[_TorchOp(l, copies, trained) for l in model.layers])
+        self.loss = _TorchOp(model.loss, copies, trained)
     def forward(self, x, targ): return self.loss(self.layers(x), targ)
 
 @typed

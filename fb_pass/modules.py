@@ -33,12 +33,14 @@ class Module(Parts, ABC):
 # %% ../nbs/06_modules.ipynb #eda9ffd5
 class Op(Module):
     "A layer made from a rule, which is called with the inputs and then with the attributes named in `uses`."
-    rule,uses = None,()
+    rule,uses,_rule = None,(),None # and the rule of the last call: settings may change before its backward
     def _with_own(self, args): return *args, *(getattr(self, k) for k in self.uses)
     def _noting(self, f, *args): # a rule leaves nothing in the attributes
         return f(*args) if getattr(f, '__func__', None) in (Op.forward, Op.bwd) else super()._noting(f, *args)
-    def forward(self, *args): return self.rule.forward(*self._with_own(args))
-    def bwd(self, out, *args): self.rule.add_grads(out, *self._with_own(args))
+    def forward(self, *args):
+        self._rule = self.rule
+        return self._rule.forward(*self._with_own(args))
+    def bwd(self, out, *args): (self._rule or self.rule).add_grads(out, *self._with_own(args))
 
 # %% ../nbs/06_modules.ipynb #e3256da5
 class Relu(Op):
@@ -86,7 +88,7 @@ class Model(Module):
             raise ValueError('one layer object appears twice in the model, but a layer remembers only its last call: '
                              'make a second layer that is given the same tensors')
     def forward(self, x, targ):
-        for i,step in enumerate(self.children):
+        for i,step in enumerate((*self.layers, self.loss)):
             try: x = step(x, targ) if step is self.loss else step(x)
             except (RuntimeError, TypeError, ValueError) as e:
                 e.args = f'{step!r}, step {i} of the model: {e}',
@@ -95,4 +97,4 @@ class Model(Module):
         return x
     def bwd(self, out, x, targ):
         self.zero_grad() # a second backward gives the same gradients, not larger ones
-        for step in reversed(self.children): step.backward()
+        for step in reversed((*self.layers, self.loss)): step.backward()

@@ -12,7 +12,7 @@ from functools import cache, wraps
 import torch
 from torch import nn
 from .gradients import Rule, add_grad, upstream_grad
-from .inputs import check_inputs, check_stats, checked, typed
+from .inputs import check_inputs, check_kind, check_stats, checked, typed
 from .library import counterpart
 from .modules import Op
 
@@ -51,6 +51,7 @@ def check_rows(who, x, weight, bias=None):
 def check_eps(who, eps, **shares):
     "Refuse an `eps` that is negative, infinite or no number, and shares that are not from 0 to 1."
     for k,v in dict(eps=eps, **shares).items():
+        check_kind(who, k, v, float)
         if not 0 <= v < (math.inf if k == 'eps' else 1 + 1e-12):
             raise ValueError(f'{who}: {k} is {v}, expected a number {"of at least 0" if k == "eps" else "from 0 to 1"}')
 
@@ -86,7 +87,8 @@ class LayerNorm(Op):
     @property
     def rule(self):
         "Forward and backward, for this `eps`."
-        return layer_norm_rule(self.eps)
+        check_eps('LayerNorm', self.eps)
+        return layer_norm_rule(float(self.eps))
     @property
     def uses(self):
         "Names of the parameters."
@@ -127,16 +129,19 @@ class RmsNorm(Op):
     @property
     def rule(self):
         "Forward and backward, for this `eps`."
-        return rms_norm_rule(self.eps)
+        check_eps('RmsNorm', self.eps)
+        return rms_norm_rule(float(self.eps))
     def __repr__(self): return f'{type(self).__name__}({len(self.weight)})'
 
 # %% ../nbs/14_norms.ipynb #nr032
 def check_channels(who, x, weight, bias, *running):
     "Refuse what does not have one weight, bias and so on for each channel, axis 1 of `x`."
-    check_inputs(who, x=x, weight=weight, bias=bias, **dict(zip(('running_mean', 'running_var'), running)))
-    if x.ndim < 2 or any(t.shape != x.shape[1:2] for t in (weight, bias, *running)):
-        raise ValueError(f'{who}: x {tuple(x.shape)}, weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not '
-                         'fit, expected x (n, c) or (n, c, h, w), weight (c,) and bias (c,)')
+    given = dict(weight=weight, bias=bias, **dict(zip(('running_mean', 'running_var'), running)))
+    check_inputs(who, x=x, **given)
+    if x.ndim < 2 or any(t.shape != x.shape[1:2] for t in given.values()):
+        found = ', '.join(f'{k} {tuple(t.shape)}' for k,t in given.items())
+        raise ValueError(f'{who}: x {tuple(x.shape)}, {found} do not fit, '
+                         'expected x (n, c) or (n, c, h, w), and (c,) for all others')
 
 def check_batch(who, x, weight, bias):
     "Refuse a batch that has no spread as well."
@@ -190,7 +195,7 @@ class BatchNorm(Op):
 
     With `training`, True at first, mean and variance are those of the batch, and the running ones follow them; else the
     running ones are used. arXiv 1502.03167. A call raises ValueError or TypeError for what does not fit."""
-    buffers = 'running_mean', 'running_var'
+    buffers,images = ('running_mean', 'running_var'),False # of torch's classes, which one, before the first call?
     @typed
     def __init__(self, weight: torch.Tensor, # (c,), floating point; kept, not copied
                  bias: torch.Tensor, # (c,), dtype of `weight`; kept, not copied
@@ -208,13 +213,15 @@ class BatchNorm(Op):
     @property
     def rule(self):
         "Forward and backward, of training or of evaluation."
-        return batch_norm_rule(self.eps) if self.by_batch else fixed_norm_rule(self.eps)
+        check_eps('BatchNorm', self.eps, momentum=self.momentum)
+        return (batch_norm_rule if self.by_batch else fixed_norm_rule)(float(self.eps))
     @property
     def uses(self):
         "Names of what the rule is given after the input."
         return 'weight', 'bias', *(() if self.by_batch else self.buffers)
 
     def forward(self, x):
+        check_channels('BatchNorm', x, self.weight, self.bias, self.running_mean, self.running_var)
         out = super().forward(x)
         out.by_batch = self.training
         if self.training: self.follow(x)
@@ -224,20 +231,25 @@ class BatchNorm(Op):
     def follow(self, x):
         "Move the running statistics towards those of the batch `x`. The variance is the unbiased one."
         m,var = wider(lambda x: (x.mean(over(x)), x.var(over(x))))(x)
-        self.running_mean += self.momentum*(m - self.running_mean)
-        self.running_var += self.momentum*(var - self.running_var)
+        self.running_mean += float(self.momentum)*(m - self.running_mean)
+        self.running_var += float(self.momentum)*(var - self.running_var)
 
     def __repr__(self): return f'{type(self).__name__}({len(self.weight)})'
 
 # %% ../nbs/14_norms.ipynb #14c0b002
 def _like_batch_norm(l):
-    kind = nn.BatchNorm2d if l.args and l.args[0].ndim == 4 else nn.BatchNorm1d
-    return kind(len(l.weight), l.eps, l.momentum)
+    images = l.args[0].ndim == 4 if l.args else l.images
+    return (nn.BatchNorm2d if images else nn.BatchNorm1d)(len(l.weight), l.eps, l.momentum)
+
+def _from_batch_norm(l, **params):
+    new = BatchNorm(**params, eps=l.eps, momentum=l.momentum)
+    new.images = isinstance(l, nn.BatchNorm2d)
+    return new
 
 counterpart(LayerNorm, nn.LayerNorm, lambda l: nn.LayerNorm(len(l.weight), l.eps, bias=l.bias is not None),
             lambda l, **ts: LayerNorm(**ts, eps=l.eps), weights=dict(weight='weight', bias='bias'), optional=('bias',))
 for kind in nn.BatchNorm2d, nn.BatchNorm1d:
-    counterpart(BatchNorm, kind, _like_batch_norm, lambda l, **ts: BatchNorm(**ts, eps=l.eps, momentum=l.momentum),
+    counterpart(BatchNorm, kind, _like_batch_norm, _from_batch_norm,
                 weights=dict(weight='weight', bias='bias'), without=('num_batches_tracked',),
                 buffers=dict(running_mean='running_mean', running_var='running_var'))
 if hasattr(nn, 'RMSNorm'): # from torch 2.4 on

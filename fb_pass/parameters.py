@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import count
 from reprlib import recursive_repr
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from .gradients import backward_pass, clear_grads
 from .inputs import check_versions, note_versions, typed
 
@@ -38,6 +38,20 @@ def _walk(entries, before='', outer=()):
     for k,o in entries:
         if isinstance(o, (torch.Tensor, Parts)): pairs.append((f'{before}{k}', o))
         elif type(o) not in _plain and id(o) not in outer: pairs += _walk(_entries(o), f'{before}{k}.', (*outer, id(o)))
+    return pairs
+
+def _hidden(entries):
+    "Tensors, as pairs, where `_walk` looks for none: in sets, and in objects of any class."
+    pairs,todo,seen = [],[*entries],set()
+    for k,o in todo: # which grows
+        if isinstance(o, torch.Tensor): pairs.append((k, o))
+        elif id(o) in seen or type(o) in _plain - {frozenset} or isinstance(o, (type, ModuleType)): continue
+        elif isinstance(o, Parts): todo += [(f'{k}.{name}', p) for name,p in o.named_params()]
+        else:
+            inside = enumerate(o) if isinstance(o, (set, frozenset)) else _entries(o) or (
+                getattr(o, '__dict__', {}) | _slots(o)).items()
+            todo += [(f'{k}.{name}', v) for name,v in inside]
+        seen.add(id(o))
     return pairs
 
 def _by_name(pairs):
@@ -63,6 +77,8 @@ _numbers = count(1) # of calls and of backward passes
 _not_held = {'args', 'out', 'params', '_called'} # attributes that a call sets, and what may be found through the others
 # in the local `backward_pass`: `.gone`, what the one that is on has gone through, and `.first`
 
+def _is_whole(t): return not (t.is_floating_point() or t.is_complex())
+
 def _slots(o): return {k: getattr(o, k) for k in copyreg._slotnames(type(o)) if hasattr(o, k)}
 
 class Parts:
@@ -84,7 +100,9 @@ class Parts:
             held |= {f'children.{i}': o for i,o in enumerate(self.children) if id(o) not in known}
         return held
 
-    def _is_buffer(self, k): return k.partition('.')[0] in type(self).buffers
+    def _buffers(self): return (self.buffers,) if isinstance(self.buffers, str) else self.buffers
+
+    def _is_buffer(self, k): return k.partition('.')[0] in self._buffers()
 
     def _parts(self):
         return {k: o for k,o in self._held().items() if k not in self._results and not self._is_buffer(k)}
@@ -139,7 +157,7 @@ class Parts:
                                'that is neither trained nor saved: make it in __init__')
 
     def __getstate__(self): # of a copy: what has changed since its call is no call to go back to
-        state,slots = vars(self),_slots(self)
+        state,slots = {k: v for k,v in vars(self).items() if k != '_rule'},_slots(self) # a rule holds functions
         try: self._check(self._tensors())
         except RuntimeError: state = state | dict(args=None, out=None)
         return (state, slots) if slots else state
@@ -184,7 +202,7 @@ class Parts:
     @recursive_repr(()) # what is asked for while it is being found is empty
     def params(self):
         tensors = [t for o in self._parts().values() for t in (o.params if isinstance(o, Parts) else [o])]
-        return tuple({id(t): t for t in tensors if t.is_floating_point() or t.is_complex()}.values())
+        return tuple({id(t): t for t in tensors if not _is_whole(t)}.values())
 
     def _check_owner(self, opt):
         "ValueError if the optimizer holds a tensor that is no parameter of this."
@@ -193,23 +211,58 @@ class Parts:
             raise ValueError('the optimizer holds a tensor that is no parameter of this model: make it from '
                              'model.params; and what a call does to a parameter has to be in place, as in w.clamp_(0)')
 
-    @recursive_repr(())
-    def named_params(self):
-        "The parameters with their names, such as layers.0.w; a tensor in two places has two names."
-        own,pairs = {id(p): f'params.{i}' for i,p in enumerate(self.params)},[]
-        for k,o in self._parts().items():
-            pairs += [(f'{k}.{name}', p) for name,p in o.named_params()] if isinstance(o, Parts) else [(k, o)]
-        nameless = own.keys() - {id(p) for _,p in pairs}
-        pairs = [(k, p) for k,p in pairs if id(p) in own] + [(own[id(p)], p) for p in self.params if id(p) in nameless]
-        return [*_by_name(pairs).items()]
+    def _hidden(self):
+        "Tensors that no one finds, as triples: whose attribute, the name there, and the gradient so far."
+        return [(o, k, t, getattr(t, 'g', None)) for o in (self, *self._below) for k,t in _hidden(
+            (k, v) for k,v in o._attributes().items() if not isinstance(v, (torch.Tensor, Parts)))]
+
+    def _check_hidden(self, hidden):
+        "ValueError if one of these, as they were before the pass, has got a gradient in it."
+        known = {id(t) for o in (self, *self._below) for t in (*o._tensors().values(), *o.params)}
+        for o,k,t,g in hidden:
+            if getattr(t, 'g', None) is not g and id(t) not in known:
+                raise ValueError(f'{o!r}: {k} {tuple(t.shape)} has got a gradient, but stands in a set or an object of '
+                                 'another class, where no parameter is looked for, trained or saved: keep it in an '
+                                 'attribute of the layer, or in a list or dictionary there')
 
     @recursive_repr(())
-    def named_buffers(self):
-        "The tensors that `buffers` names, here and in all parts, with names such as layers.1.running_mean."
-        pairs = [(k, t) for k,t in self._held().items() if self._is_buffer(k)]
-        for k,o in self._parts().items():
-            if isinstance(o, Parts): pairs += [(f'{k}.{name}', t) for name,t in o.named_buffers()]
+    def _named(self):
+        "All tensors that are kept from call to call, here and in all parts, with their names."
+        pairs,kept = [],self._parts()
+        for k,o in self._held().items():
+            tensor = isinstance(o, torch.Tensor)
+            if tensor and (self._is_buffer(k) or k in kept and not _is_whole(o)): pairs.append((k, o))
+            elif not tensor and k in kept: pairs += [(f'{k}.{name}', t) for name,t in o._named()]
+        known = {id(t) for _,t in pairs}
+        pairs += [(f'params.{i}', p) for i,p in enumerate(self.params) if id(p) not in known]
         return [*_by_name(pairs).items()]
+
+    def named_params(self):
+        "The parameters with their names, such as layers.0.w; a tensor in two places has two names."
+        own = {*map(id, self.params)}
+        return [(k, t) for k,t in self._named() if id(t) in own]
+
+    def named_buffers(self):
+        """What is kept and not trained, with names such as layers.1.running_mean, here and in all parts.
+
+        It is what `buffers` names, and the parameters that a `params` of one's own leaves out."""
+        own = {*map(id, self.params)}
+        return [(k, t) for k,t in self._named() if id(t) not in own]
+
+    @contextmanager
+    def all_or_nothing(self):
+        "A context in which the buffers are what they were before if an error ends it."
+        def there(): return [(o, k, o._attributes()[k]) for o in (self, *self._below) for k in o._buffers()
+                             if k in o._attributes()]
+        before = [(o, k, *tree_flatten(v)) for o,k,v in there()]
+        values = [(t, t.clone()) for *_,leaves,_ in before for t in leaves if isinstance(t, torch.Tensor)]
+        try: yield
+        except BaseException:
+            for o,k,_ in there(): delattr(o, k) # what has been made since
+            for o,k,leaves,spec in before: setattr(o, k, tree_unflatten(leaves, spec))
+            with torch.no_grad():
+                for t,v in values: t.copy_(v)
+            raise
 
     @typed
     def train(self, mode: bool=True):

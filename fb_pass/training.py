@@ -62,8 +62,10 @@ def check_classes(
     "Refuse logits and labels that do not fit, with a TypeError or ValueError."
     check_inputs(name, 'n c', logits=logits)
     if not isinstance(targ, torch.Tensor) or targ.dtype != torch.int64:
-        raise TypeError(f'{name}: targ has type {getattr(targ, "dtype", type(targ).__name__)}, expected int64 labels: '
-                        'targ.long() converts whole numbers')
+        kind = type(targ).__name__
+        how = ': targ.long() converts whole numbers' if isinstance(targ, torch.Tensor) else (
+            f' in a tensor, not a {kind}: torch.as_tensor(targ) makes one')
+        raise TypeError(f'{name}: targ has type {getattr(targ, "dtype", kind)}, expected int64 labels{how}')
     check_kind(name, 'targ', targ, torch.Tensor)
     if targ.device != logits.device: raise ValueError(f'{name}: targ is on {targ.device} and logits on {logits.device}')
     (n,c),found = logits.shape,tuple(targ.shape)
@@ -129,7 +131,7 @@ def accuracy(
 def _check_param(i, p):
     "Refuse what cannot be stepped."
     if not isinstance(p, torch.Tensor) or not p.is_floating_point():
-        found = getattr(p, 'dtype', type(p).__name__)
+        found = p.dtype if isinstance(p, torch.Tensor) else type(p).__name__
         raise TypeError(f'parameter {i} has type {found}, expected a floating-point tensor')
     if p.requires_grad:
         raise ValueError(f'parameter {i} {tuple(p.shape)} requires grad, but our gradients are those in .g, '
@@ -185,7 +187,8 @@ class Optimizer:
         "Step every parameter once. Raises RuntimeError, with nothing changed, if one has no gradient."
         for i,p in enumerate(self.params):
             if getattr(p, 'g', None) is None:
-                raise RuntimeError(f'parameter {i} {tuple(p.shape)} has no gradient: run the backward pass first')
+                raise RuntimeError(f'parameter {i} {tuple(p.shape)} has no gradient: run the backward pass first; '
+                                   'a constant is no parameter if its layer names it in `buffers`')
             _check_param(i, p)
             check_fits(f'parameter {i}', p.g, p)
         self.steps += 1
@@ -367,15 +370,22 @@ def train_step(
     yb, # Its targets
     where: str='training', # Where in the run we are, for the message
 ) -> float: # Loss before the step
-    "Forward, backward, step. Raises FloatingPointError, with the parameters as they were, if something is not finite."
-    loss = _loss(model, *_no_graph((xb, yb)))
-    model._check_owner(opt)
-    if math.isfinite(loss):
-        model.backward()
-        if not _broken(p.g for p in opt.params):
-            opt.step()
-            return loss
-    raise FloatingPointError(f'{where}: loss {loss:.4g} at a learning rate of {opt.lr:.3g}; {_first_broken(model)}')
+    """Forward, backward, step. Raises FloatingPointError if something is not finite.
+
+    After an error parameters and buffers are as they were before, unless an optimizer of one's own fails halfway.
+    Random numbers that were drawn stay drawn."""
+    hidden = () if opt.steps else model._hidden()
+    with model.all_or_nothing():
+        loss = _loss(model, *_no_graph((xb, yb)))
+        model._check_owner(opt)
+        if math.isfinite(loss):
+            model.backward()
+            model._check_hidden(hidden)
+            if not _broken(p.g for p in opt.params):
+                opt.step()
+                return loss
+        said = _first_broken(model)
+        raise FloatingPointError(f'{where}: loss {loss:.4g} at a learning rate of {opt.lr:.3g}; {said}')
 
 # %% ../nbs/09_training.ipynb #3144ca8e
 @typed

@@ -199,6 +199,7 @@ def bad_calls():
     yield lambda: attention_weights(q, k[...,:2], mask), 'do not fit'
     yield lambda: attention_in_blocks(q, k[:,:3], v[:,:3], 2), '4 queries in q and 3 keys in k'
     yield lambda: attention_in_blocks(q, k, v, 0), 'rows is 0'
+    yield lambda: attention_in_blocks(q[...,:0,:], k[...,:0,:], v[...,:0,:], 2), 'has no tokens'
     yield lambda: CausalAttention()(q, k[:,:3], v[:,:3]), '4 queries in q and 3 keys in k'
     yield lambda: attention_in_blocks(q, k, v, 2.), 'rows is a float'
     for i in range(3): # gradient, output, logarithms

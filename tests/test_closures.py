@@ -391,3 +391,32 @@ def test_an_interrupted_step_does_not_double_the_next():
 def test_what_is_no_number_and_no_layer(f, words):
     with pytest.raises((TypeError, ValueError)) as e: f()
     assert words in str(e.value)
+
+def kept(param):
+    class Knows(Layer):
+        def __init__(self): self.k = Parameter(param.tensor); self.sub = Layer(); self.sub.parent = self
+    inner = Layer(); inner.k = param
+    return {'an attribute': param, 'a layer': inner, 'a list': [1, param], 'a tuple of layers': (Relu(), inner),
+            'a dictionary': dict(a=inner, b=param), 'twice': [param, inner], 'a layer that knows its parent': Knows()}
+
+@pytest.mark.parametrize('kind', kept(Parameter(X)))
+def test_a_parameter_in_an_attribute_is_learned(kind):
+    class Scale(Layer):
+        def __init__(self): self.held = kept(Parameter(np.ones(1)))[kind]
+        def forward(self, X):
+            p, = self.parameters
+            def backward(Yg):
+                p.add((X*Yg).sum(keepdims=True)[0])
+                return Yg*p.tensor
+            return X*p.tensor, backward
+    X = np.random.default_rng(0).standard_normal((6, 1))
+    learner = Learner(Sequential(Scale()), mse_loss, SGDOptimizer(.2))
+    learner.fit(X, 5*X, epochs=200, bs=2, progress=False)
+    assert learner.model.parameters[0].tensor == pytest.approx(5.)
+
+def test_who_sets_the_parameters_says_what_is_learned():
+    layer = Linear(3, 2, 0)
+    layer.parameters = [layer.weights]
+    Learner(layer, mse_loss, SGDOptimizer()).fit_batch(X, X[:,:2])
+    assert not layer.bias.tensor.any() and layer.bias.gradient.any() and not layer.weights.gradient.any()
+    assert not hasattr(layer, 'velocity')

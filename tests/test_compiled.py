@@ -3,6 +3,7 @@ import copy, shutil
 
 import pytest, torch
 from fb_pass import compiled
+from fb_pass.attention import Embedding
 from fb_pass.compiled import PASSES, CompiledStep, Script, compile_step, improve, record, state_of
 from fb_pass.gradients import Rule
 from fb_pass.modules import Lin, Model, Module, Mse, Op, Relu
@@ -458,3 +459,11 @@ def test_not_all_shapes_are_kept():
     step = compile_step(*ours, *batch())
     for n in range(2, 22): step(*batch(n))
     assert len(step.runs) <= 16
+
+def test_targets_with_another_number_of_rows_than_the_inputs():
+    "As tokens: a row of inputs is a sequence, and a target belongs to each token."
+    def lm():
+        return Model.from_layers([Embedding(batch(7, 4)[0]), Lin(batch(4, 3)[0], batch(1, 3)[0][0])], CrossEntropy())
+    x,y,(one,two) = torch.tensor([[0, 1, 6], [2, 2, 3]]),torch.arange(6) % 3,(lm(), lm())
+    step,opt = compile_step(one, AdamW(one.params), x, y),AdamW(two.params)
+    for _ in range(3): assert step(x, y) == pytest.approx(train_step(two, opt, x, y), rel=1e-10)

@@ -219,3 +219,37 @@ def test_what_torch_has_no_setting_for():
     for layer in nn.LayerNorm((2, 2)), nn.BatchNorm1d(2, affine=False), nn.Softmax(0), nn.BatchNorm2d(2, momentum=None):
         with pytest.raises((TypeError, ValueError), match='from_torch|LayerNorm|BatchNorm'):
             from_torch(nn.Sequential(layer))
+
+@pytest.mark.parametrize('layer, name', [(Lin(rand(3, 2), rand(2)), 'forward'), (Dropout(.5), 'draw'),
+    (BatchNorm(rand(3), rand(3)), 'follow'), (BatchNorm(rand(3), rand(3)), 'by_batch'), (Gelu(), 'rule'),
+    (Conv2d(rand(2, 2, 3, 3)), 'uses'), (Relu(), '__call__')])
+def test_what_a_subclass_does_in_its_own_way_is_refused(layer, name):
+    layer.__class__ = type('Own', (type(layer),), {name: property(lambda self: None)})
+    with pytest.raises(TypeError, match=f'its own {name} cannot be carried over'): to_torch(of(layer))
+
+@pytest.mark.parametrize('theirs, name', [(nn.Linear(3, 3), 'forward'), (nn.Conv2d(2, 2, 3), '_conv_forward'),
+    (nn.BatchNorm1d(3), 'train'), (nn.ReLU(), '__call__')])
+def test_what_a_subclass_of_torch_does_in_its_own_way_is_refused(theirs, name):
+    theirs.__class__ = type('Own', (type(theirs),), {name: lambda self, *args: None})
+    with pytest.raises(TypeError, match=f'its own {name} cannot be carried over'): from_torch(nn.Sequential(theirs))
+
+def test_what_a_subclass_may_have_of_its_own():
+    class Ours(Lin):
+        "Another docstring."
+        def __repr__(self): return 'ours'
+    class Theirs(nn.Linear):
+        def reset_parameters(self): nn.init.zeros_(self.weight)
+        def extra_repr(self): return 'theirs'
+    assert from_torch(to_torch(of(Ours(rand(3, 2), rand(2))))) and from_torch(nn.Sequential(Theirs(3, 2)))
+
+def test_running_statistics_that_two_layers_share_stay_shared():
+    one,two = BatchNorm(rand(3), rand(3)),BatchNorm(rand(3), rand(3))
+    two.running_mean = one.running_mean
+    net = to_torch(of(one, two))
+    assert net[0].running_mean is net[1].running_mean and net[0].running_mean is not one.running_mean
+    again = from_torch(net)
+    assert again.layers[0].running_mean is again.layers[1].running_mean
+
+def test_a_batch_norm_of_images_stays_one_before_it_is_called():
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.BatchNorm1d(12))
+    assert repr(to_torch(from_torch(net))) == repr(net)

@@ -7,14 +7,19 @@ from types import MappingProxyType, SimpleNamespace
 
 import pytest, torch
 from torch.autograd import gradcheck
+from fb_pass.activations import Dropout, Gelu as GeluOf
+from fb_pass.attention import CausalAttentionInBlocks, CausalSelfAttention
 from fb_pass.checks import autograd_grad, check_grad
 from fb_pass.doctor import check_layer
 from fb_pass.backward import lin_grad, relu_grad
 from fb_pass.forward import lin, relu
 from fb_pass.gradients import Rule, add_grad, check_fits, check_rule, clear_grads, to_function, upstream_grad
 from fb_pass.inputs import checked
+from fb_pass.compiled import compile_step
+from fb_pass.convolution import AvgPool2d, Conv2d, MaxPool2d, Unflatten
 from fb_pass.library import load_weights, named_weights, save_weights
 from fb_pass.modules import Lin, Model, Module, Mse, Op, Relu
+from fb_pass.norms import BatchNorm, LayerNorm, RmsNorm
 from fb_pass.training import SGD, AdamW, CrossEntropy, dataloader, fit, train_step
 
 def rand(*shape, seed=0): return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -626,11 +631,11 @@ def test_parameters_in_containers_of_any_kind(kind, tmp_path):
     save_weights(net, tmp_path/'w'); load_weights(other, tmp_path/'w')
     assert torch.equal(v, w)
 
-@pytest.mark.parametrize('kind', ['a closure', 'a set', 'an object', 'a class', 'a partial'])
+@pytest.mark.parametrize('kind', ['a closure', 'a method', 'a class', 'a partial'])
 def test_a_parameter_that_is_not_found_is_noticed(kind):
     w = rand(4)
     layer = Scale(lambda: w)
-    layer.held = {'a closure': None, 'a set': {w}, 'an object': Rule(torch.exp, w.mul),
+    layer.held = {'a closure': None, 'a method': Rule(torch.exp, w.mul),
                   'a class': type('A', (), dict(w=w)), 'a partial': partial(torch.mul, w)}[kind]
     net = Model.from_layers([layer, Lin(rand(4, 3), rand(3))], CrossEntropy())
     opt,x,y = SGD(net.params, .1),rand(6, 4),torch.arange(6) % 3
@@ -638,6 +643,52 @@ def test_a_parameter_that_is_not_found_is_noticed(kind):
     with pytest.raises(RuntimeError, match='the model does not know this tensor'): train_step(net, opt, x, y)
     w.g = None
     train_step(net, opt, x, y) # cleared by its owner
+
+class Plain:
+    "Neither a module nor a container."
+    def __init__(self, **kw): vars(self).update(kw)
+class Slotted:
+    __slots__ = 'w',
+    def __init__(self, w): self.w = w
+hidden = { # how a parameter is kept, and the name by which the error calls it
+    'a set': (lambda w: {w}, 'held.0'), 'an object': (lambda w: Plain(w=w), 'held.w'),
+    'an object in an object': (lambda w: Plain(a=[Plain(w=w)]), 'held.a.0.w'),
+    'an object in a list': (lambda w: [1, Plain(w=w)], 'held.1.w'), 'a slot': (Slotted, 'held.w'),
+    'a set in a dictionary': (lambda w: dict(s=frozenset([w])), 'held.s.0'),
+    'a set of layers': (lambda w: {Holds(w=w)}, 'held.0.w'),
+    'a layer in an object': (lambda w: Plain(l=Holds(w=w)), 'held.l.w')}
+
+@pytest.mark.parametrize('way', ['readable', 'compiled'])
+@pytest.mark.parametrize('kind', hidden)
+def test_a_parameter_where_none_is_looked_for_is_named_before_the_first_step(kind, way):
+    make,name = hidden[kind]
+    class Finds(Scale): # in a copy too
+        def __init__(self): self.held = make(rand(4))
+        def find(self): return {k: t for _,k,t,_ in self._hidden()}[name]
+    net = Model.from_layers([Finds(), Lin(rand(4, 3), rand(3))], CrossEntropy())
+    x,y,before = rand(6, 4),torch.arange(6) % 3,[p.clone() for p in net.params]
+    with pytest.raises(ValueError, match=rf'^Finds\(\): {name} \(4,\) has got a gradient'):
+        if way == 'compiled': compile_step(net, SGD(net.params, .1), x, y)
+        else: train_step(net, SGD(net.params, .1), x, y)
+    assert all(map(torch.equal, net.params, before))
+
+def test_objects_in_attributes_that_hold_no_parameter_are_no_false_alarm():
+    w,b,v = rand(4, 4),rand(4),rand(4, 3)
+    net = Model.from_layers([Lin(w, b), Block(Relu()), Lin(v, rand(3))], CrossEntropy())
+    x,y = rand(6, 4),torch.arange(6) % 3
+    opt,cache = AdamW(net.params, .1),Plain()
+    class Caches(Relu):
+        def forward(self, x):
+            cache.x = x*1
+            return super().forward(x)
+        def bwd(self, out, x): cache.x.g = out.g; super().bwd(out, x)
+    net.layers.insert(1, Caches())
+    frozen = Scale(lambda: v[0]); frozen.params = []
+    net.layers[0].held = [Plain(opt=opt, x=x, whole=net, frozen=frozen, n=3, f=torch.exp), torch.nn, {1, 'a'}, cache,
+                          dataloader(x, y, 2), torch.Generator(), iter([w]), Plain, {w, x}, b.numpy()]
+    for _ in range(3):
+        train_step(net, opt, x, y)
+        opt.steps = 0 # each of them is a first step
 
 def test_complex_parameters_are_not_lost(tmp_path):
     layer = Scale(lambda: None)
@@ -705,3 +756,73 @@ def test_a_child_that_knows_its_parent_has_one_place():
     net = Model.from_layers([block, Lin(rand(4, 3), rand(3))], CrossEntropy())
     net(rand(6, 4), torch.arange(6) % 3); net.backward()
     assert len(net.params) == 4
+
+# Settings that are changed after __init__
+
+def attention(): return CausalSelfAttention(rand(4, 12), rand(12), rand(4, 4), rand(4), 2, 3)
+settings = { # a layer, the shape of its input, and what is set
+    'eps of a layer norm': (lambda: LayerNorm(rand(4)), (6, 4), dict(eps=1.)),
+    'eps of an RMS norm': (lambda: RmsNorm(rand(4)), (6, 4), dict(eps=1.)),
+    'eps of a batch norm': (lambda: BatchNorm(rand(4), rand(4)), (6, 4), dict(eps=1.)),
+    'the mode of a batch norm': (lambda: BatchNorm(rand(4), rand(4)), (6, 4), dict(training=False)),
+    'dropout': (lambda: Dropout(.5, torch.Generator().manual_seed(1)), (6, 4), dict(p=.9, training=False)),
+    'GELU': (GeluOf, (6, 4), dict(approximate='tanh')),
+    'stride': (lambda: Conv2d(rand(2, 1, 3, 3)), (2, 1, 5, 5), dict(stride=2)),
+    'padding and dilation': (lambda: Conv2d(rand(2, 1, 2, 2)), (2, 1, 5, 5), dict(padding=1, dilation=3)),
+    'the windows of the largest': (lambda: MaxPool2d(2), (2, 1, 6, 6), dict(size=1, stride=(2, 2))),
+    'the windows of means': (lambda: AvgPool2d(2), (2, 1, 6, 6), dict(size=1, stride=(2, 2))),
+    'a shape': (lambda: Unflatten(2, 2), (6, 4), dict(shape=(4, 1))),
+    'heads': (attention, (6, 4), dict(n_head=1)), 'the block': (attention, (6, 4), dict(block=2))}
+
+@pytest.mark.parametrize('kind', settings)
+def test_the_backward_is_that_of_the_call_whatever_is_set_since(kind):
+    make,shape,changed = settings[kind]
+    found = []
+    for change in (False, True):
+        layer,x = make(),rand(*shape, seed=3)
+        out = layer(x)
+        out.g = rand(*out.shape, seed=4)
+        if change: vars(layer).update(changed)
+        layer.backward()
+        found.append([x.g, *(p.g for p in layer.params)])
+    for a,b in zip(*found, strict=True): assert torch.equal(a, b)
+
+def numbers(): return LayerNorm(rand(4)), RmsNorm(rand(4)), BatchNorm(rand(4), rand(4))
+wrong_settings = [
+    *((l, (6, 4), dict(eps=eps), 'eps is') for l in numbers() for eps in (-5., '1', [1.], torch.tensor(1.), None)),
+    *((BatchNorm(rand(4), rand(4)), (6, 4), {k: v}, f'BatchNorm: .*{k}') for k,v in (
+        ('momentum', 2.), ('momentum', 'x'), ('running_mean', None), ('running_var', rand(1)),
+        ('running_mean', rand(4).float()))),
+    *((Dropout(.5), (6, 4), {k: v}, f'Dropout: {k} is') for k,v in (
+        ('p', 2.), ('p', -1), ('p', 'x'), ('generator', 3))),
+    (GeluOf(), (6, 4), dict(approximate='foo'), "Gelu: approximate is 'foo'"),
+    *((Conv2d(rand(2, 1, 2, 2)), (2, 1, 5, 5), {k: v}, f'{k} is') for k,v in (('stride', 0), ('padding', 1.5))),
+    (attention(), (6, 4), dict(block=4), 'block=4'), (attention(), (6, 4), dict(n_head=0), 'n_head is 0')]
+
+@pytest.mark.parametrize('layer, shape, changed, words', wrong_settings)
+def test_a_setting_that_makes_no_sense_is_refused_when_it_is_used(layer, shape, changed, words):
+    vars(layer).update(changed)
+    with pytest.raises((TypeError, ValueError), match=words): layer(rand(*shape))
+
+def test_settings_may_be_numbers_of_any_library():
+    from fractions import Fraction
+    import numpy as np
+    for half in (Fraction(1, 2), np.float32(.5)):
+        for layer in (*numbers(), Dropout(.5)):
+            layer.eps = layer.momentum = layer.p = half
+            layer(rand(6, 4)).g = rand(6, 4)
+            layer.backward()
+    layer = CausalAttentionInBlocks(np.int64(2))
+    layer(*rand(3, 4, 2)).g = rand(4, 2)
+    layer.backward()
+
+def test_a_layer_that_is_added_later_is_called_wherever_it_stands():
+    net,x,y = masked()
+    net.layers.append(Lin(rand(3, 3), rand(3)))
+    net.spare = Lin(rand(9, 9), rand(9)) # no layer of the row
+    net(x, y)
+    torch.testing.assert_close(net.out, net.loss(net.layers[3](net.layers[2](net.layers[1](net.layers[0](x)))), y))
+    act = Relu()
+    net.layers = [*net.layers, act, act]
+    net(x, y)
+    with pytest.raises(RuntimeError, match='this layer object has two places in the model'): net.backward()

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from fb_pass.checks import autograd_grad, check_grad
 from fb_pass.compiled import compile_step
 from fb_pass.doctor import check_layer
-from fb_pass.gradients import Rule, check_rule, to_function
+from fb_pass.gradients import Rule, add_grad, check_rule, to_function
 from fb_pass.library import as_torch, load_weights, save_weights
-from fb_pass.modules import Lin, Model, Relu
+from fb_pass.modules import Lin, Model, Module, Relu
 from fb_pass.norms import BatchNorm, LayerNorm, RmsNorm, average, standardize, standardize_grad
 from fb_pass.training import SGD, AdamW, CrossEntropy, evaluate, fit, train_step
 from hypothesis import given, settings
@@ -347,3 +347,48 @@ def test_gradient_by_constant_statistics_belongs_to_evaluation():
     want = autograd_grad(lambda x: ((x - x.mean(0).detach())/(x.var(0, correction=0).detach() + 1e-5).sqrt()
                                     * layers[0].weight*g).sum(), x)
     check_grad(bx, want)
+
+# A step that fails
+
+class Counts(Module):
+    "Keeps buffers of all kinds: written to, exchanged, a number, in a dictionary."
+    buffers = 'number','mean','deep'
+    def __init__(self): self.number,self.mean,self.deep = 0,torch.zeros(5).double(),dict(n=torch.zeros(()), seen=[])
+    def forward(self, x):
+        self.number += 1
+        self.mean = .9*self.mean + .1*x.mean(0)
+        self.deep['n'] += len(x)
+        self.deep['seen'].append(x.mean())
+        return x*1
+    def bwd(self, out, x): add_grad(x, out.g)
+
+class Stops(Relu):
+    error,factor = None,1
+    def bwd(self, out, x):
+        if self.error: raise self.error
+        super().bwd(out, x)
+        x.g *= self.factor
+
+def sets(**kw): return lambda model, opt: vars(model.layers[2]).update(kw)
+failures = { # what is done to the model and its optimizer; the batch then; what is raised
+    'a loss that is not finite': (None, lambda x, y: (x*float('inf'), y), FloatingPointError),
+    'labels that do not fit': (None, lambda x, y: (x, y + 3), ValueError),
+    'a gradient that is not finite': (sets(factor=float('inf')), None, FloatingPointError),
+    'an optimizer that refuses': (lambda m, o: m.layers[0].w.requires_grad_(), None, ValueError),
+    'an optimizer of something else': (lambda m, o: o.params.append(torch.ones(2)), None, ValueError),
+    'an error in the backward': (sets(error=ZeroDivisionError), None, ZeroDivisionError),
+    'an interruption': (sets(error=KeyboardInterrupt), None, KeyboardInterrupt)}
+
+@pytest.mark.parametrize('kind', failures)
+def test_a_step_that_fails_changes_neither_parameters_nor_buffers(kind):
+    prepare,change,error = failures[kind]
+    (first,norm,_,last,*_),(x,y) = net().layers,batch()
+    model = Model.from_layers([first, norm, Stops(), Counts(), last], CrossEntropy())
+    opt,counts = SGD(model.params, .05),model.layers[3]
+    train_step(model, opt, x, y)
+    if prepare: prepare(model, opt)
+    before,kept = state(model),copy.deepcopy(counts.deep)
+    tensors = [t for _,t in model.named_buffers()]
+    with pytest.raises(error): train_step(model, opt, *(change(x, y) if change else (x, y)))
+    assert close(before, state(model)) and (counts.number, counts.deep) == (1, kept)
+    assert all(a is b for a,b in zip(tensors, [t for _,t in model.named_buffers()], strict=True))

@@ -95,6 +95,7 @@ logits = torch.zeros(2, 3)
     (logits, torch.tensor([0., 1.]), TypeError, 'targ.long()'),
     (logits, torch.tensor([0, 1], dtype=torch.int32), TypeError, 'targ.long()'),
     (logits, [0, 1], TypeError, 'targ has type list'),
+    (logits, np.array([0, 1]), TypeError, 'expected int64 labels in a tensor, not a ndarray: torch.as_tensor(targ)'),
     (logits, torch.tensor([[0], [1]]), ValueError, 'expected (n, c) and (n,)'),
     (logits, torch.tensor([0]), ValueError, 'do not fit'),
     (logits[0], torch.tensor([0]), ValueError, 'do not fit'),
@@ -219,6 +220,7 @@ p = torch.zeros(3)
     (lambda: SGD(None, .1), TypeError, 'params is a NoneType'),
     (lambda: SGD(['w'], .1), TypeError, 'parameter 0 has type str'),
     (lambda: SGD([p.long()], .1), TypeError, 'torch.int64'),
+    (lambda: SGD([np.ones(3)], .1), TypeError, 'parameter 0 has type ndarray'),
     (lambda: SGD([p, p], .1), ValueError, 'twice'),
     (lambda: SGD([p], -.1), ValueError, 'lr is -0.1'),
     (lambda: SGD([p], math.nan), ValueError, 'lr is nan'),
@@ -893,3 +895,37 @@ def test_numbers_of_numpy():
     assert [len(xb) for xb,_ in dl] == [4, 4]
     for score in (np.array(.5), np.array([.5]), np.float32(.5)):
         assert evaluate(mlp(6, 4), dl, lambda *_, score=score: score)[1] == .5
+
+def test_a_constant_that_is_taken_for_a_parameter():
+    class Shifts(Relu):
+        def __init__(self): self.table = torch.ones(4)
+        def forward(self, x): return super().forward(x + self.table)
+    net,xb,yb = Model.from_layers([Shifts(), *mlp(4, 3).layers], CrossEntropy()),torch.ones(2, 4),torch.tensor([0, 1])
+    with pytest.raises(RuntimeError, match='has no gradient: .* a constant is no parameter if its layer names it in'):
+        train_step(net, SGD(net.params, .1), xb, yb)
+    for buffers in ('table', ('table',), ['table']):
+        net.layers[0].buffers = buffers
+        assert [k for k,_ in net.named_buffers()] == ['layers.0.table']
+        train_step(net, SGD(net.params, .1), xb, yb)
+
+def frozen(model):
+    model.layers[0].params = [model.layers[0].b]
+    return model
+
+def test_what_is_frozen_is_saved_and_stays_frozen(tmp_path):
+    net,xb,yb = frozen(mlp(4, 5, 3)),torch.ones(2, 4),torch.tensor([0, 1])
+    w,other = net.layers[0].w.clone(),frozen(mlp(4, 5, 3))
+    train_step(net, SGD(net.params, .1), xb, yb)
+    assert torch.equal(net.layers[0].w, w) and not torch.equal(other.layers[0].w, w)
+    save_weights(net, tmp_path/'w'); load_weights(other, tmp_path/'w')
+    assert torch.equal(other.layers[0].w, w) and 'layers.0.w' in named_weights(net)
+    net.params = net.layers[2].params # all but the last layer are frozen
+    assert len(named_weights(net)) == 4
+
+def test_what_is_frozen_is_frozen_in_torch_and_back():
+    net = frozen(mlp(4, 5, 3))
+    for theirs in (to_torch(net), as_torch(net)):
+        assert [p.requires_grad for p in theirs.parameters()] == [False, True, True, True]
+    back = from_torch(to_torch(net))
+    assert [k for k,_ in back.named_params()] == ['layers.0.b', 'layers.2.w', 'layers.2.b']
+    assert [k for k,_ in back.named_buffers()] == ['layers.0.w']

@@ -8,11 +8,13 @@ from hypothesis import assume, example, given, settings, strategies as st
 from torch import nn
 
 from fb_pass import viewer
+from fb_pass.activations import Dropout
 from fb_pass.autograd import LinFunction
 from fb_pass.forward import lin
 from fb_pass.gradients import add_grad
 from fb_pass.library import from_torch
 from fb_pass.modules import Lin, Model, Module, Mse, Relu
+from fb_pass.norms import BatchNorm
 from fb_pass.training import CrossEntropy, mlp
 from fb_pass.viewer import BackwardView, show_backward
 
@@ -484,3 +486,29 @@ def test_printed(small):
     lines = repr(small).split('\n')
     assert isinstance(small, BackwardView) and len(lines) == 9
     assert lines[0] == 'Forward and backward through Model: x 5×4, targ 5'
+
+# Layers of later rooms
+
+def draw(*shape, seed=0, dtype=torch.float64): return rand(*shape, seed=seed).to(dtype)
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('size', [.01, 1., 100.])
+def test_a_gradient_of_nothing_but_rounding_is_no_alarm(size, dtype):
+    "That of a bias before a batch norm is zero, and the numbers that remain are never those of autograd."
+    def r(*shape): return draw(*shape, seed=sum(shape), dtype=dtype)
+    layers = [Lin(r(5, 4), r(4)), BatchNorm(r(4), r(4)), Dropout(.3), Lin(r(4, 4), r(4)), BatchNorm(r(4), r(4)),
+              Lin(r(4, 3), r(3))]
+    for seed in range(5):
+        view = show_backward(Model.from_layers(layers, CrossEntropy()), size*draw(7, 5, seed=seed, dtype=dtype),
+                             torch.arange(7) % 3)
+        assert view.ok, view
+
+def test_what_rounding_does_not_explain_is_an_alarm():
+    class Late(BatchNorm):
+        def bwd(self, out, x): super().bwd(out, x); x.g = 1.5*x.g
+    class Shifted(Lin):
+        def bwd(self, out, x): super().bwd(out, x); self.b.g = self.b.g + 1e-9
+    w,b,v,c = draw(5, 4), draw(4), draw(4, 3), draw(3)
+    for layers in [Lin(w, b), Late(b + 1, b), Lin(v, c)], [Shifted(w, b), BatchNorm(b + 1, b), Lin(v, c)]:
+        view = show_backward(Model.from_layers(layers, CrossEntropy()), draw(6, 5, seed=1), torch.arange(6) % 3)
+        assert [o for o in alarms(view) if o[2] == 'wrong'] in ([(7, 'x', 'wrong')], [(8, 'b', 'wrong')])
