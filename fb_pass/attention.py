@@ -222,8 +222,7 @@ def attention_in_blocks(
     rows: int, # How many queries, and how many keys, are handled at once, at least 1
 ) -> tuple: # Output, (..., t, e), and the logarithm of the sum of the exponentials of each row, (..., t, 1)
     "Causal `attention`, without ever having all scores. arXiv 2205.14135. Raises ValueError or TypeError."
-    outs,lses,rows = [],[],int(rows) # which may be a number of numpy
-    pairs = [*zip(k.split(rows, -2), v.split(rows, -2))]
+    outs,lses,pairs = [],[],[*zip(k.split(rows, -2), v.split(rows, -2))]
     for i,qi in enumerate(q.split(rows, -2)):
         top,total,out = qi.new_full((*qi.shape[:-1], 1), -torch.inf),0.,0.
         for j,(kj,vj) in enumerate(pairs[:i+1]):
@@ -258,7 +257,6 @@ def attention_in_blocks_grad(
     "Backward of `attention_in_blocks`, which computes the weights once more. Raises ValueError or TypeError."
     # forward: out = a@v, where a = exp(scores - lse)
     mean,root = (g*out).sum(-1, keepdim=True),q.shape[-1]**.5 # along a row, the sum of a.g*a is that of g*out
-    rows = int(rows)
     pairs = [*zip(k.split(rows, -2), v.split(rows, -2))]
     dqs,dks,dvs = [],[0.]*len(pairs),[0.]*len(pairs)
     for i,(qi,gi,li,mi) in enumerate(zip(*(t.split(rows, -2) for t in (q, g, lse, mean)))):
@@ -274,7 +272,7 @@ class CausalAttentionInBlocks(Module):
     "As `CausalAttention`, but `rows` by `rows`: a number for each row is kept, in `lse`, and not the weights."
     @typed
     def __init__(self, rows: int): # How many queries, and how many keys, are handled at once, at least 1
-        self.rows = rows
+        self.rows = int(rows) # which may be a number of numpy
     def forward(self, q, k, v):
         out,self.lse = attention_in_blocks(q, k, v, self.rows)
         return out

@@ -241,7 +241,8 @@ def _of_a_statistic(op, res, x, dim=None, *rest, keepdim=False, **more):
     if n > 1 and op in ('mean', 'var', 'std'):
         has,wants = ('n-1', 'n') if biased else ('n', 'n-1')
         ratio = (n/(n - 1))**((1 if biased else -1)*(.5 if op == 'std' else 1))
-        yield 'scaled', f'`{op}` has {has} where {wants} belongs', lambda: res*ratio
+        text = f'`{op}` has {has} where {wants} belongs, as where the biased and the unbiased variance are exchanged'
+        yield 'scaled', text, lambda: res*ratio
     if dim is None or not (keepdim or rest[:1] == (True,)): return
     dims = {a % x.ndim for a in ([dim] if isinstance(dim, int) else dim)}
     for a in {*range(x.ndim)} - (dims if len(dims) == 1 else set()):
