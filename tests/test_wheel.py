@@ -28,7 +28,8 @@ def test_contents(wheel, root):
     package = {n for n in files if '.dist-info/' not in n}
     here = [p for p in root.glob('fb_pass/**/*') if p.is_file() and '__pycache__' not in p.parts]
     ours = {p.relative_to(root).as_posix() for p in here}
-    assert package == ours | {'fb_pass/data/mnist_sample.npz', 'fb_pass/data/README.md'} and 'fb_pass/py.typed' in ours
+    data = {f'fb_pass/data/{k}' for k in ('mnist_sample.npz', 'shakespeare.txt', 'README.md')}
+    assert package == ours | data and 'fb_pass/py.typed' in ours
     assert not [n for n in package if 'exercises' in n or 'answers' in n], 'exercises are no part of the package'
     assert files['fb_pass/data/mnist_sample.npz'] == (root/'data'/'mnist_sample.npz').read_bytes()
 

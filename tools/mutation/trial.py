@@ -25,9 +25,9 @@ SLOW = 'torch.utils.data', 'numpy', 'matplotlib.pyplot', 'hypothesis.extra.numpy
 SKIP = shutil.ignore_patterns('.*', '_run', '_proc', '_docs', 'build', 'dist', '*.egg-info', '__pycache__')
 
 def copy_project(root, new):
-    "Copy what is under version control, nearly: no environment, nothing that commands write, of the data the sample."
+    "Copy what is under version control, nearly: no environment, nothing that commands write, of the data the samples."
     def skip(folder, names):
-        more = {*names} - {'README.md', 'mnist_sample.npz'} if Path(folder) == Path(root)/'data' else set()
+        more = {*names} - {'README.md', 'mnist_sample.npz', 'shakespeare.txt'} if Path(folder) == Path(root)/'data' else set()
         return SKIP(folder, names) | more
     shutil.copytree(root, new, ignore=skip)
 
