@@ -27,8 +27,8 @@ SKIP = shutil.ignore_patterns('.*', '_run', '_proc', '_docs', 'build', 'dist', '
 def copy_project(root, new):
     "Copy what is under version control, nearly: no environment, nothing that commands write, of the data the samples."
     def skip(folder, names):
-        more = {*names} - {'README.md', 'mnist_sample.npz', 'shakespeare.txt'} if Path(folder) == Path(root)/'data' else set()
-        return SKIP(folder, names) | more
+        data = {'README.md', 'mnist_sample.npz', 'shakespeare.txt'}
+        return SKIP(folder, names) | ({*names} - data if Path(folder) == Path(root)/'data' else set())
     shutil.copytree(root, new, ignore=skip)
 
 def run_forked(f, args, timeout, log):
