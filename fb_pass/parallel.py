@@ -6,7 +6,7 @@
 __all__ = ['average_grads', 'accumulate', 'fit_parallel']
 
 # %% ../nbs/19_parallel.ipynb #19000002
-import atexit, os, re, zlib
+import atexit, os, re, signal, threading, zlib
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -145,6 +145,10 @@ class _Run(Parts):
 def _leave():
     if dist.is_initialized(): dist.destroy_process_group()
 
+def _ended(*_): # by torchrun, as another rank has ended, or from outside
+    signal.signal(signal.SIGTERM, signal.SIG_IGN) # the error is on its way
+    raise ConnectionError('another rank has ended, or this one was told to end (SIGTERM)')
+
 @contextmanager
 def _processes(timeout):
     "The process group that is there; or one of the processes that torchrun has started, which stays; or of this alone."
@@ -153,6 +157,7 @@ def _processes(timeout):
     elif not dist.is_initialized():
         dist.init_process_group(timeout=timedelta(seconds=float(timeout)))
         atexit.register(_leave) # its threads must not outlive Python
+        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, _ended)
     try: yield
     finally:
         if alone: dist.destroy_process_group()
@@ -222,6 +227,7 @@ def fit_parallel(
                     now = step + 1
                     if path is not None and (now % every == 0 or now == steps): run.save(opt, now, path)
         except ConnectionError as e:
+            if signal.getsignal(signal.SIGTERM) is _ended: signal.signal(signal.SIGTERM, signal.SIG_IGN) # it is said
             then = ('no checkpoint was asked for, as path is None' if path is None else
                     f'started again with the same command, it goes on from {os.path.basename(path)}')
             raise ConnectionError(f'fit_parallel, step {step} of {steps}: {e}; {then}') from None
