@@ -695,6 +695,14 @@ def test_betas_may_be_set_anew_before_a_step():
     one.step(); other.step()
     assert (p - q).abs().min() > 1e-3
 
+def test_a_subclass_may_spare_parameters_the_decay():
+    class Matrices(AdamW):
+        def decay(self, p): return self.weight_decay if p.ndim > 1 else 0.
+    ps = [torch.ones(2, 2, dtype=f64), torch.ones(2, dtype=f64)]
+    for p in ps: p.g = torch.zeros_like(p)
+    Matrices(ps, .1, weight_decay=.5).step()
+    assert (ps[0] == .95).all() and (ps[1] == 1).all()
+
 
 # Values that are checked before they are used
 
