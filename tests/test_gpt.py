@@ -3,9 +3,9 @@ import copy, json, math, os, statistics, sys
 from pathlib import Path
 
 import pytest, torch, torch.nn.functional as F
-from fb_pass.activations import Dropout, Gelu
+from fb_pass.activations import Gelu
 from fb_pass.attention import Embedding, Product
-from fb_pass.checks import autograd_grad, check_grad, numerical_grad, peak_memory
+from fb_pass.checks import autograd_grad, check_grad, numerical_grad
 from fb_pass.compiled import compile_step
 from fb_pass.datasets import DataError, embedded
 from fb_pass.doctor import GradientError, check_layer
@@ -14,8 +14,7 @@ from fb_pass.gpt import (ClippedAdamW, Positions, Recomputed, Residual, TiedOutp
                          token_loss_rule, warmup_cosine, windows)
 from fb_pass.gradients import check_rule, clear_grads
 from fb_pass.library import load_training, load_weights, save_training, save_weights
-from fb_pass.modules import Lin, Relu
-from fb_pass.norms import BatchNorm, LayerNorm
+from fb_pass.norms import LayerNorm
 from fb_pass.training import AdamW, dataloader, evaluate, fit, train_step
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'tools'))
@@ -310,68 +309,6 @@ def test_schedule():
         with pytest.raises(ValueError, match='warmup_cosine'): warmup_cosine(**right | bad)
     with pytest.raises(ValueError, match='at least 0'): lr(-1)
     with pytest.raises(TypeError, match='step'): lr(1.5)
-
-
-# Recomputation
-
-def test_recomputation_draws_the_same_masks():
-    for own in (None, gen(4)):
-        kept = Residual(Product(rand(4, 4)), Dropout(.5, own), Gelu(), Dropout(.3, own))
-        again = Recomputed(copy.deepcopy(kept)) if own else Recomputed(Residual(*kept.layers))
-        x,u = rand(6, 4),rand(6, 4, seed=1)
-        for i in range(3):
-            torch.manual_seed(i)
-            want = grads(kept, [x], u, [x, *kept.params])
-            after = torch.get_rng_state()
-            torch.manual_seed(i)
-            got = grads(again, [x], u, [x, *again.params])
-            for g,w in zip(got, want, strict=True): check_grad(g, w)
-            assert torch.equal(torch.get_rng_state(), after) # as many draws as without
-
-def test_recomputation_with_another_mask_would_be_noticed():
-    class Forgets(Recomputed):
-        def _generators(self): return []
-    layer,x,u = Forgets(Dropout(.5)),rand(6, 4),rand(6, 4, seed=1)
-    torch.manual_seed(0)
-    got, = grads(layer, [x], u, [x])
-    torch.manual_seed(0)
-    want, = grads(Dropout(.5), [x], u, [x])
-    with pytest.raises(AssertionError): check_grad(got, want)
-
-def test_recomputed_layers_keep_nothing_and_can_go_back_twice():
-    model,(tokens,targ) = small(recompute=True, dropout=.2),batch()
-    model(tokens, targ)
-    inner = model.layers[3].layers[0]
-    assert inner.args is None and inner.out is None and inner.layers[1].attend.weights.out is None
-    assert not hasattr(inner.layers[1], 'qkv')
-    model.backward()
-    first = [p.g for p in model.params]
-    model.backward()
-    for p,g in zip(model.params, first): check_grad(p.g, g)
-    with pytest.raises(RuntimeError, match='backward before forward'): inner.backward()
-
-def test_recomputation_needs_less_memory():
-    def peak(**kw):
-        model = gpt(20, block=32, n_layer=6, n_head=2, width=32, generator=gen(), **kw)
-        x,y = ids(8, 32, vocab=20),ids(8, 32, vocab=20, seed=1)
-        def run(): model(x, y); model.backward()
-        return peak_memory(run)
-    assert peak(recompute=True) < .5*peak()
-
-def test_recomputed_refuses_buffers_and_what_is_no_layer():
-    with pytest.raises(ValueError, match='running_mean is a buffer'): Recomputed(BatchNorm(rand(3), rand(3)))
-    for bad in ([], [Relu]):
-        with pytest.raises(TypeError, match='expected at least one layer'): Recomputed(*bad)
-
-def test_a_layer_forgets_and_learns_again():
-    layer,x = Residual(Lin(rand(3, 3), rand(3)), Relu()),rand(2, 3)
-    layer(x).g = rand(2, 3)
-    layer.forget()
-    assert layer.args is layer.out is layer.layers[0].out is None
-    with pytest.raises(RuntimeError, match='backward before forward'): layer.backward()
-    assert len(layer.params) == 2
-    layer(x).g = rand(2, 3)
-    layer.backward()
 
 
 # Everywhere that a layer works
