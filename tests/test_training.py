@@ -687,22 +687,6 @@ def test_the_two_ways_that_are_compared_start_and_end_alike(digits, root):
     assert theirs > .5 and apart(model, net) < 1e-8
     assert math.isclose(ours, theirs, rel_tol=.005) # a rounding may decide one picture of 500
 
-def test_betas_may_be_set_anew_before_a_step():
-    p, q = (torch.ones(3, dtype=torch.float64) for _ in range(2))
-    one, other = AdamW([p], .1), AdamW([q], .1)
-    for opt,t in ((one, p), (other, q)): t.g = torch.tensor([1., -2., 3.], dtype=torch.float64); opt.step()
-    p.g, q.g, other.betas = -p.g, -q.g, (.5, .6)
-    one.step(); other.step()
-    assert (p - q).abs().min() > 1e-3
-
-def test_a_subclass_may_spare_parameters_the_decay():
-    class Matrices(AdamW):
-        def decay(self, p): return self.weight_decay if p.ndim > 1 else 0.
-    ps = [torch.ones(2, 2, dtype=f64), torch.ones(2, dtype=f64)]
-    for p in ps: p.g = torch.zeros_like(p)
-    Matrices(ps, .1, weight_decay=.5).step()
-    assert (ps[0] == .95).all() and (ps[1] == 1).all()
-
 
 # Values that are checked before they are used
 
