@@ -347,7 +347,7 @@ class CausalSelfAttention(Module):
     def bwd(self, out, x):
         rule,own = _linear(self.w_out, self.b_out)
         rule.add_grads(out, self.merged, *own)
-        add_grad(self.attend.out, split_heads(self.merged.g, *self.attend.out.shape[1:3])) # as they were in the call
+        add_grad(self.attend.out, split_heads(self.merged.g, self.n_head, self.block))
         self.attend.backward()
         add_grad(self.qkv, merge_heads(torch.cat([t.g for t in self.attend.args], 1)))
         rule,own = _linear(self.w_qkv, self.b_qkv)

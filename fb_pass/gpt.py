@@ -250,13 +250,15 @@ class Recomputed(Module):
         out = self._run(x)
         for l in self.layers: l.forget()
         return out
-    def bwd(self, out, x):
+    def _run_again(self, x):
         generators = self._generators()
         now = [g.get_state() for g in generators]
         for g,state in zip(generators, self.states): g.set_state(state)
         again = self._run(x)
         for g,state in zip(generators, now): g.set_state(state)
-        add_grad(again, upstream_grad('Recomputed', out))
+        return again
+    def bwd(self, out, x):
+        add_grad(self._run_again(x), upstream_grad('Recomputed', out))
         for l in reversed(self.layers):
             l.backward()
             l.forget()
@@ -283,7 +285,7 @@ def clip_grads(
 
 class ClippedAdamW(AdamW):
     "AdamW that clips all gradients by one norm first, and whose decay spares vectors, such as biases and norms."
-    limits = AdamW.limits | dict(max_norm=math.inf)
+    limits = AdamW.limits | dict(max_norm=math.inf, decay=math.inf)
     def __init__(self,
         params, # The tensors to be trained, each of them once; they are changed in place
         lr: float=1e-3, # Learning rate, at least 0
@@ -292,12 +294,14 @@ class ClippedAdamW(AdamW):
         weight_decay: float=0.1, # A step shrinks a matrix by lr times this share of it, at least 0
         max_norm: float=1., # Largest norm of all gradients together
     ):
-        super().__init__(params, lr, betas, eps, weight_decay)
-        self.max_norm = max_norm
-    def decay(self, p): return self.weight_decay if p.ndim > 1 else 0.
+        super().__init__(params, lr, betas, eps, weight_decay=0.)
+        self.max_norm,self.decay = max_norm,weight_decay
     def step(self):
         "Clip, and step every parameter once. Raises as `Optimizer.step` and `clip_grads` do."
         clip_grads(self.params, self.max_norm)
+        with torch.no_grad():
+            for p in self.params:
+                if p.ndim > 1: p *= 1 - self.lr*self.decay
         super().step()
 
 # %% ../nbs/18_gpt.ipynb #18000029

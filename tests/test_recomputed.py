@@ -77,3 +77,11 @@ def test_recomputation_draws_from_the_generator_that_a_layer_has_now():
         drop.generator = gen(seed)
         got, = grads(layer, [x], u, [x])
         check_grad(got, *grads(Dropout(.5, gen(seed)), [x], u, [x]))
+
+def test_what_is_drawn_between_the_passes_is_not_drawn_again():
+    layer,x = Recomputed(Dropout(.5)),rand(6, 4)
+    layer(x).g = rand(6, 4, seed=1)
+    torch.rand(3)
+    state = torch.get_rng_state()
+    layer.backward()
+    assert torch.equal(torch.get_rng_state(), state)
