@@ -85,3 +85,10 @@ def test_what_is_drawn_between_the_passes_is_not_drawn_again():
     state = torch.get_rng_state()
     layer.backward()
     assert torch.equal(torch.get_rng_state(), state)
+
+def test_several_layers_go_back_in_reverse_order():
+    x,u,w,v = rand(4, 3),rand(4, 3, seed=1),rand(3, 3, seed=2),rand(3, 3, seed=3)
+    want = grads(Residual(Product(w), Gelu(), Product(v)), [x], u, [x, w, v])
+    got = grads(Recomputed(Product(w), Gelu(), Product(v)), [x], u, [x, w, v])
+    check_grad(got[0] + u, want[0])
+    for g,o in zip(got[1:], want[1:]): check_grad(g, o)
