@@ -337,7 +337,6 @@ class CausalSelfAttention(Module):
         self.attend = CausalAttention() if rows is None else CausalAttentionInBlocks(rows)
 
     def forward(self, x):
-        self.heads,self.length = self.n_head,self.block # which may be set anew before the backward pass
         rule,own = _linear(self.w_qkv, self.b_qkv)
         self.qkv = rule.forward(x, *own)
         q,k,v = split_heads(self.qkv, 3*self.n_head, self.block).chunk(3, 1)
@@ -348,7 +347,7 @@ class CausalSelfAttention(Module):
     def bwd(self, out, x):
         rule,own = _linear(self.w_out, self.b_out)
         rule.add_grads(out, self.merged, *own)
-        add_grad(self.attend.out, split_heads(self.merged.g, self.heads, self.length))
+        add_grad(self.attend.out, split_heads(self.merged.g, *self.attend.out.shape[1:3])) # as they were in the call
         self.attend.backward()
         add_grad(self.qkv, merge_heads(torch.cat([t.g for t in self.attend.args], 1)))
         rule,own = _linear(self.w_qkv, self.b_qkv)

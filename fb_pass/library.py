@@ -307,11 +307,11 @@ def load_weights(
 
 # %% ../nbs/10_library.ipynb #10a00002
 def _training(who, model, opt, generators):
-    "By name what a training changes, but for a few numbers: tensors, and random states."
+    "By name what a training changes, but for a few numbers: tensors, and the states of generators; and these."
     from fb_pass.compiled import state_of # here, as importing it is slow
     for i,g in enumerate(generators): check_kind(who, f'generators[{i}]', g, torch.Generator)
-    states = [torch.get_rng_state(), *(g.get_state() for g in generators)]
-    return state_of(model, opt), {f'random.{i}': t for i,t in enumerate(states)}
+    every = [*dict.fromkeys([*model.generators(), *generators])]
+    return state_of(model, opt), {f'random.{i}': g.get_state() for i,g in enumerate(every)}, every
 
 @typed
 def save_training(
@@ -319,10 +319,10 @@ def save_training(
     model: Module, # What is trained
     opt: Optimizer, # Its optimizer
     hist: History, # What `fit` has seen of the training
-    generators: Iterable=(), # Those that the loader and the layers draw from; the state of torch's own is saved too
+    generators: Iterable=(), # Those that the loader draws from; that of torch and those in the layers are saved anyway
 ):
     "Write what a later run needs to go on to a safetensors file, at once and complete. Raises OSError."
-    tensors,states = _training('save_training', model, opt, generators)
+    tensors,states,_ = _training('save_training', model, opt, generators)
     numbers = dict(lr=opt.lr, steps=opt.steps, hist=vars(hist))
     _save(_path('save_training', path), tensors | states, training=json.dumps(numbers))
 
@@ -331,12 +331,12 @@ def load_training(
     path, # A file that `save_training` has written
     model: Module, # Of the same names and shapes; its parameters are overwritten
     opt: Optimizer, # Of the same class; its state is overwritten
-    generators: Iterable=(), # As many as were saved; they go on from where those were, as does torch's own
+    generators: Iterable=(), # As many as were given then; they go on from where those were, as do all others
 ) -> History: # To be given to `fit` as `hist`
     "Go on where a run stopped. ValueError, with nothing changed, if the file is damaged or does not fit; or OSError."
     who = 'load_training'
     path = _path(who, path)
-    (found,said),(tensors,states) = _read(who, path),_training(who, model, opt, generators)
+    (found,said),(tensors,states,every) = _read(who, path),_training(who, model, opt, generators)
     _check_file(path.name, found, tensors | states)
     try:
         numbers = json.loads(said['training'])
@@ -348,5 +348,5 @@ def load_training(
     _write(tensors, found)
     opt.lr,opt.steps,hist = lr,steps,History(seen['layers'])
     vars(hist).update(seen, stats=stats)
-    for g,k in zip((torch, *generators), states): (g.set_rng_state if g is torch else g.set_state)(found[k])
+    for g,k in zip(every, states): g.set_state(found[k])
     return hist

@@ -117,9 +117,7 @@ class _Run(Parts):
         self.model,self.done,self.losses = model,torch.tensor([0, opt.steps]),torch.zeros(steps, dtype=torch.float64)
         self.order = order.get_state()
         self.note(opt)
-    def generators(self):
-        own = [v for o in (self.model, *self.model._below) for v in vars(o).values() if isinstance(v, torch.Generator)]
-        return [torch.default_generator, *torch.cuda.default_generators, *{id(o): o for o in own}.values()]
+    def generators(self): return [*torch.cuda.default_generators, *super().generators()]
     def note(self, opt):
         "Take in the state of the optimizer, and the random states of all ranks."
         self.opt = {k: v for k,v in vars(opt).items() if k != 'params'}

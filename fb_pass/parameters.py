@@ -285,6 +285,11 @@ class Parts:
         finally:
             for o,mode in before: o.training = mode
 
+    def generators(self):
+        "The sources of random numbers: torch's own for the processor, and those in attributes here and in all parts."
+        found = [v for o in (self, *self._below) for v in o._attributes().values() if isinstance(v, torch.Generator)]
+        return [*dict.fromkeys([torch.default_generator, *found])]
+
     @recursive_repr(None)
     def forget(self):
         "Let go of what calls have left, here and in all parts, and so of its memory; `backward` needs another call."

@@ -230,12 +230,16 @@ class AdamW(Optimizer):
         self.betas,self.eps,self.weight_decay = betas,eps,weight_decay
         self.means,self.squares = [[torch.zeros_like(p) for p in self.params] for _ in range(2)]
 
+    def decay(self, p):
+        "The weight decay of a parameter; a subclass may spare some."
+        return self.weight_decay
+
     def update(self, i, p):
         beta1,beta2 = self.betas
         self.means[i] = beta1*self.means[i] + (1 - beta1)*p.g
         self.squares[i] = beta2*self.squares[i] + (1 - beta2)*p.g**2
         mean,square = self.means[i]/(1 - beta1**self.steps),self.squares[i]/(1 - beta2**self.steps) # began with zero
-        p *= 1 - self.lr*self.weight_decay
+        p *= 1 - self.lr*self.decay(p)
         p -= self.lr*mean/(square.sqrt() + self.eps)
 
 # %% ../nbs/09_training.ipynb #19174ac1

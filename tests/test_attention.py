@@ -1,5 +1,4 @@
 "Attention: embedding, softmax and attention against torch in float64, everywhere that a layer works, and wrong ones."
-import copy
 from functools import partial
 
 import pytest, torch, torch.nn.functional as F
@@ -12,10 +11,11 @@ from fb_pass.backward import lin_rule
 from fb_pass.checks import autograd_grad, check_grad, numerical_grad, peak_memory
 from fb_pass.compiled import compile_step
 from fb_pass.doctor import check_layer
+from fb_pass.gpt import TokenLoss, gpt, gpt_by_torch
 from fb_pass.gradients import Rule, add_grad, check_rule, clear_grads, to_function
-from fb_pass.library import as_torch, load_weights, save_weights
-from fb_pass.modules import Lin, Model, Module, Op
-from fb_pass.training import SGD, AdamW, cross_entropy, dataloader, evaluate, fit, softmax, train_step
+from fb_pass.library import as_torch
+from fb_pass.modules import Lin, Model, Op
+from fb_pass.training import AdamW, softmax
 from fb_pass.viewer import show_backward
 
 def rand(*shape, seed=0): return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -430,123 +430,25 @@ def test_names():
 
 # In a model: everywhere that `Lin` works
 
-class TokenLoss(Op):
-    "Cross-entropy of `(n*block, vocab)` scores and `(n, block)` tokens."
-    rule = Rule(lambda x, t: cross_entropy(x, t.flatten()), lambda g, out, x, t: (
-        g*(softmax(x) - F.one_hot(t.flatten(), x.shape[1]))/len(x), None))
-
-class Norm(Op):
-    "Layer normalization over the last axis."
-    uses = 'w', 'b'
-    def __init__(self, w, b): self.w,self.b = w,b
-    @staticmethod
-    def _forward(x, w, b): return F.layer_norm(x, x.shape[1:], w, b)
-    @staticmethod
-    def _backward(g, out, x, w, b):
-        c = x - x.mean(1, keepdim=True)
-        r = (c.pow(2).mean(1, keepdim=True) + 1e-5).rsqrt()
-        y,gy = c*r,g*w
-        return (gy - gy.mean(1, keepdim=True) - y*(gy*y).mean(1, keepdim=True))*r, (g*y).sum(0), g.sum(0)
-    rule = Rule(_forward.__func__, _backward.__func__)
-
-class Gelu(Op):
-    rule = Rule(F.gelu, lambda g, out, x: g*(torch.special.ndtr(x) + x*torch.exp(-x*x/2)/(2*torch.pi)**.5))
-
-class Positions(Module):
-    "Adds a learned row for each place in a sequence."
-    def __init__(self, w): self.w = w
-    def forward(self, x): return x + self.w.repeat(len(x)//len(self.w), 1)
-    def bwd(self, out, x):
-        add_grad(x, out.g)
-        add_grad(self.w, out.g.view(-1, *self.w.shape).sum(0))
-
-class Residual(Module):
-    def __init__(self, *layers): self.layers = layers
-    def forward(self, x):
-        h = x
-        for l in self.layers: h = l(h)
-        return x + h
-    def bwd(self, out, x):
-        add_grad(x, out.g)
-        add_grad(self.layers[-1].out, out.g)
-        for l in reversed(self.layers): l.backward()
-
-class TiedOutput(Op):
-    rule,uses = Rule(lambda x, w: x@w.t(), lambda g, out, x, w: (g@w, g.t()@x)),('weight',)
-    def __init__(self, weight): self.weight = weight
-
 VOCAB,BLOCK,WIDTH = 7,4,6
-def gpt(rows=None, bias=True, seed=0):
-    "Two pre-norm blocks, learned positions, one matrix for the first layer and the last."
-    count = iter(range(1000*seed, 1000*seed + 999))
-    def r(*shape): return rand(*shape, seed=next(count))/2
-    def norm(): return Norm(1 + r(WIDTH), r(WIDTH))
-    def block(i): return [
-        Residual(norm(), layer_of(WIDTH, 2, BLOCK, rows, bias, seed=next(count) + 100*i)),
-        Residual(norm(), Lin(r(WIDTH, 4*WIDTH), r(4*WIDTH)), Gelu(), Lin(r(4*WIDTH, WIDTH), r(WIDTH)))]
-    table = r(VOCAB, WIDTH)
-    return Model.from_layers([Embedding(table), Positions(r(BLOCK, WIDTH)), *block(1), *block(2), norm(),
-                              TiedOutput(table)], TokenLoss())
-
-def gpt_by_torch(model, params, ids, targ):
-    "The same by torch's own functions; `params` in the order of `model.params`."
-    of = dict(zip(map(id, model.params), params))
-    def p(t): return None if t is None else of[id(t)]
-    def norm(l, x): return F.layer_norm(x, (WIDTH,), p(l.w), p(l.b))
-    first,places,*blocks,last,_ = model.layers
-    x = F.embedding(ids, p(first.weight)) + p(places.w)
-    for attends,feeds in zip(blocks[::2], blocks[1::2]):
-        n,a = attends.layers
-        flat = library_of(a)(norm(n, x).flatten(0, 1), p(a.w_qkv), p(a.w_out), p(a.b_qkv), p(a.b_out))
-        x = x + flat.view_as(x)
-        n,up,_,down = feeds.layers
-        h = F.gelu(F.linear(norm(n, x), p(up.w).t(), p(up.b)))
-        x = x + F.linear(h, p(down.w).t(), p(down.b))
-    return F.cross_entropy((norm(last, x)@p(first.weight).t()).flatten(0, 1), targ.flatten())
-
 def batch(n=3): return tokens(n, BLOCK, vocab=VOCAB, seed=5), tokens(n, BLOCK, vocab=VOCAB, seed=6)
 
 @pytest.mark.parametrize('n', [1, 3])
-@pytest.mark.parametrize('rows', [None, 3])
 @pytest.mark.parametrize('bias', [True, False])
-def test_two_blocks_of_a_gpt_have_the_gradients_of_torch(n, rows, bias):
-    model,(ids,targ) = gpt(rows, bias),batch(n)
+def test_a_gpt_with_attention_in_blocks_has_the_gradients_of_torch(n, bias):
+    model,(ids,targ) = gpt(VOCAB, BLOCK, 2, 2, WIDTH, bias, dtype=torch.float64),batch(n)
+    for i,p in enumerate(model.params): p += rand(*p.shape, seed=i)/2
+    for l in model.layers[2:-2:2]: l.layers[1].attend = CausalAttentionInBlocks(3)
     for _ in range(2): # the second pass clears what the first one left
         loss = model(ids, targ)
         model.backward()
-    wants = autograd_grad(lambda *ps: gpt_by_torch(model, ps, ids, targ), *model.params)
-    same([loss], [gpt_by_torch(model, model.params, ids, targ)])
-    assert len(wants) == 24 + 4*bias
-    for (k,p),want in zip(((k, p) for k,p in model.named_params() if k != 'layers.7.weight'), wants, strict=True):
-        if k.endswith('b_qkv'): # that of the keys is zero: all scores of a row move together
+    same([loss], [gpt_by_torch(model, ids, targ, *model.params)])
+    wants = autograd_grad(lambda *ps: gpt_by_torch(model, ids, targ, *ps), *model.params)
+    assert len(wants) == (28 if bias else 15)
+    for p,want in zip(model.params, wants, strict=True):
+        if len(p) == 3*WIDTH and p.ndim == 1: # that of the keys is zero: all scores of a row move together
             assert p.g[WIDTH:2*WIDTH].abs().max() < 1e-12
-        check_grad(p.g, want, rtol=1e-10, name=k)
-
-@pytest.mark.parametrize('rows', [None, 3])
-def test_gpt_is_trained_saved_copied_and_compiled(rows, tmp_path):
-    model,(ids,targ) = gpt(rows),batch(4)
-    twin,names = copy.deepcopy(model),[k for k,_ in model.named_params()]
-    opt,opt2 = SGD(model.params, .1, momentum=.9),SGD(twin.params, .1, momentum=.9)
-    step = compile_step(twin, opt2, ids, targ)
-    losses = [train_step(model, opt, ids, targ) for _ in range(4)]
-    torch.testing.assert_close([step(ids, targ) for _ in range(4)], losses, rtol=1e-9, atol=0)
-    for p,o in zip(model.params, twin.params): same([p], [o])
-    assert losses[-1] < losses[0] and [k for k,_ in model.named_params()] == names
-    assert evaluate(model, [(ids, targ)], None)[0] < losses[0]
-    save_weights(model, tmp_path/'w.safetensors')
-    other = gpt(rows, seed=1)
-    load_weights(other, tmp_path/'w.safetensors')
-    assert torch.equal(other(ids, targ), model(ids, targ))
-    model.backward()
-    assert model.layers[2].layers[1].w_qkv.g is not None
-    model.zero_grad()
-    assert all(p.g is None for p in model.params)
-
-def test_tokens_go_through_fit():
-    model,(ids,targ) = gpt(),batch(6)
-    hist = fit(model, AdamW(model.params, .01), dataloader(ids, targ, 3), dataloader(ids, targ, 6), 4, metric=None,
-               stats_every=3, progress=False)
-    assert len(hist.losses) == 8 and hist.losses[-1] < hist.losses[0]
+        check_grad(p.g, want, rtol=1e-10)
 
 def test_compiled_step_is_right_with_two_layers_whose_parts_are_views():
     "What chunk or split makes is a view: the memory of what was split is not free before the last of them was read."

@@ -26,7 +26,7 @@ def test_recomputation_draws_the_same_masks():
 
 def test_recomputation_with_another_mask_would_be_noticed():
     class Forgets(Recomputed):
-        def _generators(self): return []
+        def generators(self): return []
     layer,x,u = Forgets(Dropout(.5)),rand(6, 4),rand(6, 4, seed=1)
     torch.manual_seed(0)
     got, = grads(layer, [x], u, [x])
@@ -92,3 +92,14 @@ def test_several_layers_go_back_in_reverse_order():
     got = grads(Recomputed(Product(w), Gelu(), Product(v)), [x], u, [x, w, v])
     check_grad(got[0] + u, want[0])
     for g,o in zip(got[1:], want[1:]): check_grad(g, o)
+
+def test_layers_run_once_in_each_direction_and_once_more():
+    class Counts(Gelu):
+        runs = 0
+        def forward(self, x):
+            type(self).runs += 1
+            return super().forward(x)
+    layer,x = Recomputed(Counts()),rand(2, 3)
+    layer(x).g = rand(2, 3)
+    layer.backward()
+    assert Counts.runs == 2

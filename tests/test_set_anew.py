@@ -32,3 +32,11 @@ def test_adamw_takes_the_betas_that_it_has_now():
     p.g,q.g,other.betas = -p.g,-q.g,(.5, .6)
     one.step(); other.step()
     assert (p - q).abs().min() > 1e-3
+
+def test_a_subclass_of_adamw_may_spare_parameters_the_decay():
+    class Matrices(AdamW):
+        def decay(self, p): return self.weight_decay if p.ndim > 1 else 0.
+    ps = [torch.ones(2, 2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)]
+    for p in ps: p.g = torch.zeros_like(p)
+    Matrices(ps, .1, weight_decay=.5).step()
+    assert (ps[0] == .95).all() and (ps[1] == 1).all()

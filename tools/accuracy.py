@@ -50,6 +50,12 @@ def machine():
     cores = f'{os.cpu_count()} cores of {platform.machine()}, {torch.get_num_threads()} of them used'
     return f'{cores}, torch {torch.__version__}'
 
+def stored(path, start):
+    "What an earlier run with the same settings has stored, to go on with, or nothing."
+    if not path.exists(): return start
+    found = json.loads(path.read_text(encoding='utf-8'))
+    return found if all(found.get(k) == v for k,v in start.items() if k not in ('by_hand', 'torch')) else start
+
 def line(row):
     "A row of the table: mean and standard deviation over the seeds."
     def words(accs): return f'{statistics.mean(accs):.2%} ± {statistics.stdev(accs) if len(accs) > 1 else math.nan:.2%}'

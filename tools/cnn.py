@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import accuracy, torch
-from accuracy import console, loaders, machine, root
+from accuracy import console, loaders, machine, root, stored
 from fastcore.script import call_parse
 from fb_pass.convolution import cnn
 from fb_pass.datasets import get_data
@@ -51,11 +51,7 @@ def figures(model, x, targ, pixels, count=12):
 def spread(accs): return statistics.stdev(accs) if len(accs) > 1 else None
 
 def kept(path, epochs):
-    "What an earlier run with the same settings has stored, to go on with, or nothing."
-    start = dict(command='make cnn', machine=machine(), epochs=epochs, **settings, by_hand=[], torch=[])
-    if not path.exists(): return start
-    found = json.loads(path.read_text(encoding='utf-8'))
-    return found if all(found.get(k) == v for k, v in start.items() if k not in ('by_hand', 'torch')) else start
+    return stored(path, dict(command='make cnn', machine=machine(), epochs=epochs, **settings, by_hand=[], torch=[]))
 
 def store(path, found):
     for k in ('by_hand', 'torch'):

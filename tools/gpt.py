@@ -3,7 +3,7 @@ import json, statistics, sys, time
 from pathlib import Path
 
 import torch, torch.nn.functional as F
-from accuracy import console, machine, root
+from accuracy import console, machine, root, stored
 from fastcore.script import call_parse
 from fb_pass.gpt import ClippedAdamW, decode, encode, generate, get_text, gpt, warmup_cosine, windows
 from fb_pass.training import dataloader, fit
@@ -101,12 +101,6 @@ def by_torch(net, dls, schedule, steps, every):
         losses.append(sum(n*loss for n,loss in rows)/sum(n for n,_ in rows))
         console.print(f'{(epoch + 1)*every:6}  {losses[-1]:.4f}')
     return losses
-
-def stored(path, start):
-    "What an earlier run with the same settings has stored, to go on with, or nothing."
-    if not path.exists(): return start
-    found = json.loads(path.read_text(encoding='utf-8'))
-    return found if all(found.get(k) == v for k,v in start.items() if k not in ('by_hand', 'torch')) else start
 
 @call_parse
 def main(
