@@ -343,6 +343,7 @@ def load_training(
         seen = {k: numbers['hist'][k] for k in ('layers', 'losses', 'lrs', 'epochs')}
         stats = [(step, [LayerStats(*o) for o in rows]) for step,rows in numbers['hist']['stats']]
         lr,steps = float(numbers['lr']),int(numbers['steps'])
+        if not (0 <= lr < float('inf') and steps >= 0): raise ValueError(f'lr is {lr} and steps is {steps}')
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{path.name} has weights, but not the numbers of a training: {e}') from None
     _write(tensors, found)

@@ -386,13 +386,17 @@ def test_a_training_that_does_not_fit_changes_nothing(tmp_path):
     with pytest.raises(ValueError, match='another model'): load_training(path2, same, AdamW(same.params))
     with pytest.raises(FileNotFoundError, match='load_training'): load_training(tmp_path/'none', same, opt2)
     assert opt2.lr == 1e-3 and opt2.steps == 0 and all(torch.equal(p, b) for p,b in zip(other.params, before))
+    from safetensors import safe_open
     from safetensors.torch import load_file, save_file
     fine = AdamW(same.params)
-    for said in ({}, {'training': 'no'}, {'training': '{}'}, {'training': '{"lr": "x", "steps": 1, "hist": {}}'}):
+    before = [p.clone() for p in same.params]
+    whole = json.loads(safe_open(path, 'pt').metadata()['training'])
+    for said in ({}, {'training': 'no'}, {'training': '{}'}, *({'training': json.dumps(whole | o)} for o in (
+            dict(lr='x'), dict(lr=-1), dict(lr=math.nan), dict(steps=-1), dict(hist={})))):
         save_file(load_file(path), tmp_path/'bad.safetensors', said)
         with pytest.raises(ValueError, match='not the numbers of a training'):
             load_training(tmp_path/'bad.safetensors', same, ClippedAdamW(same.params))
-    assert fine.steps == 0
+    assert fine.steps == 0 and all(torch.equal(p, b) for p,b in zip(same.params, before))
 
 
 # Writing
