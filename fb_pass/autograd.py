@@ -7,7 +7,7 @@ __all__ = ['LinFunction', 'ReluFunction', 'MseFunction']
 
 # %% ../nbs/07_autograd.ipynb #655be381
 from .backward import lin_rule, mse_rule, relu_rule
-from .gradients import to_function
+from .bridges import to_function
 
 # %% ../nbs/07_autograd.ipynb #03d44963
 class LinFunction(to_function(lin_rule, 'LinFunction')): "`lin` for autograd, which calls our backward."

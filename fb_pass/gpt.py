@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['place_rule', 'scores_rule', 'token_loss_rule', 'get_text', 'encode', 'decode', 'windows', 'place', 'Positions',
            'Residual', 'scores', 'TiedOutput', 'token_loss', 'TokenLoss', 'Gpt', 'gpt', 'Recomputed', 'clip_grads',
-           'ClippedAdamW', 'warmup_cosine', 'generate', 'gpt_by_torch']
+           'ClippedAdamW', 'warmup_cosine', 'generate']
 
 # %% ../nbs/18_gpt.ipynb #18000003
 import math, os
@@ -17,7 +17,7 @@ from .activations import Dropout, Gelu
 from .attention import CausalSelfAttention, Embedding, Product
 from .datasets import DataError, embedded, unpack
 from .gradients import Rule, add_grad, check_fits, upstream_grad
-from .inputs import check_inputs, check_kind, checked, typed
+from .inputs import check_inputs, check_kind, checked, recording, typed
 from .modules import Lin, Model, Module, Op
 from .norms import LayerNorm
 from .training import AdamW, cross_entropy, cross_entropy_rule, softmax
@@ -243,9 +243,11 @@ class Recomputed(Module):
         for l in self.layers: x = l(x)
         return x
     def forward(self, x):
+        self.kept = getattr(recording, 'on', False) # then whoever records decides what is computed again
         self.states = [g.get_state() for g in self.generators()]
         out = self._run(x)
-        for l in self.layers: l.forget()
+        if not self.kept:
+            for l in self.layers: l.forget()
         return out
     def _run_again(self, x):
         generators = self.generators()
@@ -255,7 +257,8 @@ class Recomputed(Module):
         for g,state in zip(generators, now): g.set_state(state)
         return again
     def bwd(self, out, x):
-        add_grad(self._run_again(x), upstream_grad('Recomputed', out))
+        last = self.layers[-1].out if self.kept else self._run_again(x)
+        if last is not out: add_grad(last, upstream_grad('Recomputed', out))
         for l in reversed(self.layers):
             l.backward()
             l.forget()

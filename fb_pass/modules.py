@@ -96,5 +96,7 @@ class Model(Module):
             if step is not self.loss: self.preds = x
         return x
     def bwd(self, out, x, targ):
+        upstream = getattr(out, 'g', None) # nothing, and so 1, unless the loss itself is used further
         self.zero_grad() # a second backward gives the same gradients, not larger ones
+        self.loss.out.g = upstream
         for step in reversed((*self.layers, self.loss)): step.backward()

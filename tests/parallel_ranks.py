@@ -7,10 +7,12 @@ import torch
 import torch.distributed as dist
 from fb_pass.activations import Dropout
 from fb_pass.datasets import get_data
+from fb_pass.gpt import gpt
 from fb_pass.library import as_torch
 from fb_pass.modules import Lin, Model, Module, Relu
 from fb_pass.parallel import accumulate, average_grads, fit_parallel
 from fb_pass.training import SGD, AdamW, CrossEntropy, mlp
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 f64,TIMEOUT = torch.float64,60
@@ -27,10 +29,28 @@ def small(seed=1):
     for i,p in enumerate(model.params[1::2]): p.copy_(rand(*p.shape, seed=i))
     return model
 
+def writer(block=5):
+    "A small GPT, whose biases are not zero."
+    model = gpt(7, block, 2, 2, 8, bias=True, generator=torch.Generator().manual_seed(1), dtype=f64)
+    for i,p in enumerate(p for p in model.params if p.ndim < 2): p.add_(rand(*p.shape, seed=i))
+    return model
+
+def texts(n, block=5):
+    ts = torch.randint(0, 7, (2, n, block), generator=torch.Generator().manual_seed(2))
+    return *ts,
+
+KINDS = {'mlp': (small, (rand(8, 6), labels(8))), 'gpt': (writer, texts(8))} # a model, and 8 rows for it
+
 def digits():
     "The mlp of room 09, and so many digits that the last batch of 101 has 2 rows."
     x,y,_,_ = get_data(source='sample')
     return mlp(784, 50, 10, generator=torch.Generator().manual_seed(42), dtype=f64), x[:1012].double(), y[:1012]
+
+def writing():
+    "The GPT, and so many windows that the last batch of 5 has 2."
+    return writer(), *texts(52)
+
+TRAININGS = {'mlp': (digits, 5, 101), 'gpt': (writing, 5, 5)} # data, epochs, rows of a batch: 55 steps
 
 def off(got, want):
     "The largest difference, as a share of the largest entry."
@@ -45,10 +65,10 @@ def raised(f, *args, **kwargs):
         assert not e.__cause__
         return type(e).__name__, str(e)
 
-def gradients(rows):
+def gradients(kind, rows):
     "How far the gradients that this rank has after the exchange are off from those of all rows in one process."
-    x,y = rand(8, 6),labels(8)
-    model,whole = small(),small()
+    make,(x,y) = KINDS[kind]
+    model,whole = make(),make()
     whole(x, y); whole.backward()
     xb,yb = [t.split(rows)[dist.get_rank()] for t in (x, y)]
     if len(xb): model(xb, yb); model.backward()
@@ -57,22 +77,23 @@ def gradients(rows):
     average_grads(model.params, len(xb))
     return max(off(p.g, q.g) for p,q in zip(model.params, whole.params))
 
-def micro_batches(rows):
+def micro_batches(kind, rows):
     "The same where each rank accumulates its rows in micro-batches of 2."
-    x,y = rand(8, 6),labels(8)
-    model,whole = small(),small()
+    make,(x,y) = KINDS[kind]
+    model,whole = make(),make()
     whole(x, y); whole.backward()
     xb,yb = [t.split(rows)[dist.get_rank()] for t in (x, y)]
     if len(xb): accumulate(model, zip(xb.split(2), yb.split(2)))
     average_grads(model.params, len(xb))
     return max(off(p.g, q.g) for p,q in zip(model.params, whole.params))
 
-def as_ddp():
+def as_ddp(kind):
     "Ours and torch's DistributedDataParallel around the same model: gradients, and weights after 10 steps."
     ranks,rank = dist.get_world_size(),dist.get_rank()
-    x,y = [t.chunk(ranks)[rank] for t in (rand(12, 6), labels(12))]
-    model = small()
-    net = DistributedDataParallel(as_torch(small()))
+    make,batch = KINDS[kind]
+    x,y = [t.chunk(ranks)[rank] for t in batch]
+    model = make()
+    net = DistributedDataParallel(as_torch(make()))
     ours,theirs = SGD(model.params, .1, momentum=.9),torch.optim.SGD(net.parameters(), .1, momentum=.9)
     grads = []
     for _ in range(10):
@@ -83,6 +104,24 @@ def as_ddp():
         grads.append(max(off(p.g, q.grad) for p,q in zip(model.params, net.parameters(), strict=True)))
         ours.step(); theirs.step()
     return max(grads), max(off(p, q.detach()) for p,q in zip(model.params, net.parameters()))
+
+def sharded(kind):
+    """Ours in torch with an optimizer whose state is divided among the ranks, against AdamW on all rows in one process:
+    weights after 10 steps; and how many numbers of state this rank has, as a share of all."""
+    make,batch = KINDS[kind]
+    x,y = [t.chunk(dist.get_world_size())[dist.get_rank()] for t in batch]
+    model = make()
+    net = DistributedDataParallel(as_torch(make()))
+    theirs = ZeroRedundancyOptimizer(net.parameters(), torch.optim.AdamW, lr=1e-3)
+    ours = AdamW(model.params, 1e-3)
+    for _ in range(10):
+        model(*batch); model.backward(); ours.step()
+        theirs.zero_grad()
+        net(x, y).backward()
+        theirs.step()
+    held = sum(t.numel() for state in theirs.optim.state.values() for t in state.values() if t.ndim)
+    return max(off(q.detach(), p) for p,q in zip(model.params, net.parameters())), held/sum(
+        2*p.numel() for p in model.params)
 
 def wrong_calls():
     "Errors that all ranks must raise alike; after them the group still works."
@@ -143,12 +182,14 @@ def all_cases(rank, folder):
         dist.init_process_group('gloo', store=dist.FileStore(f'{folder}/{ranks}', ranks), rank=rank, world_size=ranks,
                                 timeout=timedelta(seconds=TIMEOUT))
         here = found[ranks] = dict(mixed=mixed(), wrong=wrong_calls(), start=from_rank_0())
-        if ranks == 2: here['ddp'] = as_ddp()
-        for rows in SHARDS[ranks]: here[str(rows)] = gradients(rows), micro_batches(rows)
-        for name,make in OPTIMIZERS.items():
-            model,x,y = digits()
-            here[f'losses {name}'] = fit_parallel(model, make(model.params), x, y, 5, 101, seed=3)
-            torch.save([*model.params], f'{folder}/{ranks}-{name}-{rank}.pt')
+        for kind,(data,epochs,bs) in TRAININGS.items():
+            if ranks != 3: # 8 rows cannot be shared out evenly among three, as DDP expects
+                here[f'ddp {kind}'],here[f'sharded {kind}'] = as_ddp(kind),sharded(kind)
+            for rows in SHARDS[ranks]: here[f'{kind} {rows}'] = gradients(kind, rows), micro_batches(kind, rows)
+            for name,make in OPTIMIZERS.items():
+                model,x,y = data()
+                here[f'losses {kind} {name}'] = fit_parallel(model, make(model.params), x, y, epochs, bs, seed=3)
+                torch.save([*model.params], f'{folder}/{ranks}-{kind}-{name}-{rank}.pt')
         dist.destroy_process_group()
     if rank < 2:
         dist.init_process_group('gloo', store=dist.FileStore(f'{folder}/end', 2), rank=rank, world_size=2,

@@ -8,11 +8,12 @@ from fb_pass.attention import (Attention, AttentionWeights, Average, CausalAtten
                                embed, embed_rule, merge_heads, product, product_rule, softmax_rule, split_heads,
                                weights_rule)
 from fb_pass.backward import lin_rule
+from fb_pass.bridges import to_function
 from fb_pass.checks import autograd_grad, check_grad, numerical_grad, peak_memory
 from fb_pass.compiled import compile_step
 from fb_pass.doctor import check_layer
 from fb_pass.gpt import TokenLoss, gpt, gpt_by_torch
-from fb_pass.gradients import Rule, add_grad, check_rule, clear_grads, to_function
+from fb_pass.gradients import Rule, add_grad, check_rule, clear_grads
 from fb_pass.library import as_torch
 from fb_pass.modules import Lin, Model, Op
 from fb_pass.training import AdamW, softmax

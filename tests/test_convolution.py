@@ -3,12 +3,13 @@ import copy, importlib.util, json
 
 import pytest
 import torch, torch.nn.functional as F
+from fb_pass.bridges import to_function
 from fb_pass.checks import autograd_grad
 from fb_pass.compiled import compile_step
 from fb_pass.convolution import (AvgPool2d, Conv2d, Flatten, MaxPool2d, Unflatten, avg_pool2d_rule, cnn, conv2d_rule,
                                  max_pool2d_rule)
 from fb_pass.doctor import check_layer
-from fb_pass.gradients import Rule, check_rule, to_function
+from fb_pass.gradients import Rule, check_rule
 from fb_pass.library import as_torch, from_torch, load_weights, named_weights, save_weights, to_torch
 from fb_pass.modules import Lin, Model, Mse, Relu
 from fb_pass.training import SGD, AdamW, CrossEntropy, evaluate, fit, train_step

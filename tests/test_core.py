@@ -15,9 +15,10 @@ from torch.autograd import gradcheck
 
 from fb_pass.autograd import LinFunction, MseFunction, ReluFunction
 from fb_pass.backward import forward_and_backward, lin_grad, mse_grad, relu_grad
+from fb_pass.bridges import to_function
 from fb_pass.checks import (autograd_grad, check_grad, compare_times, default_rtol, numerical_grad, peak_memory,
                             test_near_zero as assert_near_zero)
-from fb_pass.gradients import Rule, add_grad, check_rule, clear_grads, to_function
+from fb_pass.gradients import Rule, add_grad, check_rule, clear_grads
 from fb_pass.forward import lin, mse, relu
 from fb_pass.library import as_torch, to_linear
 from fb_pass.modules import Lin, Model, Module, Mse, Relu

@@ -16,9 +16,9 @@ from torch import nn
 matplotlib.use('Agg')
 import matplotlib.pyplot
 
-MODULES = ['normalization', 'initialization', 'forward', 'backward', 'gradients', 'checks', 'inputs', 'parameters',
-           'norms', 'modules', 'autograd', 'closures', 'training', 'activations', 'library', 'convolution', 'speed',
-           'compiled', 'attention', 'gpt', 'parallel']
+MODULES = ['normalization', 'initialization', 'forward', 'backward', 'gradients', 'bridges', 'checks', 'inputs',
+           'parameters', 'norms', 'modules', 'autograd', 'closures', 'training', 'activations', 'library',
+           'convolution', 'speed', 'compiled', 'attention', 'gpt', 'parallel']
 mod = {k: importlib.import_module(f'fb_pass.{k}') for k in MODULES}
 package = os.path.dirname(mod['forward'].__file__)
 
@@ -95,7 +95,10 @@ CALLS = {
         'upstream_grad': dict(name=lambda: 'f', out=lambda: out(4, 3), shape=lambda: (4, 3)),
         'Rule': dict(forward=lambda: torch.exp, backward=lambda: lambda g, out, x: g*out),
         'Rule.grads': dict(g=x, out=x, x=x), 'Rule.add_grads': dict(out=lambda: out(4, 3), x=x),
-        'check_rule': dict(rule=rule, x=x, rtol=lambda: 1e-6), 'to_function': dict(rule=rule, name=lambda: 'F')},
+        'check_rule': dict(rule=rule, x=x, rtol=lambda: 1e-6)},
+    'bridges': {'to_function': dict(o=rule, name=lambda: 'F'), 'own_tensors': dict(module=model),
+                'as_torch': dict(model=model), 'as_torch()': dict(x=x, targ=labels),
+                'register_op': dict(o=lambda: mod['modules'].Lin, name=lambda: 'hostile::op')},
     'checks': {
         'numerical_grad': dict(f=lambda: torch.sum, x=x, eps=lambda: 1e-4),
         'autograd_grad': dict(f=lambda: torch.sum, x=x),
@@ -171,8 +174,7 @@ CALLS = {
         'counterpart': dict(ours=ours, theirs=lambda: type('Theirs', (nn.ReLU,), {}), to=lambda: lambda l: nn.ReLU(),
                             back=lambda: lambda l: ours()(), weights=lambda: {'w': 'weight'}, optional=lambda: ('w',),
                             buffers=lambda: {'m': 'mean'}, without=lambda: ('n',), turn=lambda: torch.t),
-        'from_torch': dict(net=net, loss=lambda: mod['training'].CrossEntropy()), 'as_torch': dict(model=model),
-        'as_torch()': dict(x=x, targ=labels), 'named_weights': dict(model=model),
+        'from_torch': dict(net=net, loss=lambda: mod['training'].CrossEntropy()), 'named_weights': dict(model=model),
         'save_weights': dict(model=model, path=lambda: 'weights'),
         'load_weights': dict(model=model, path=lambda: 'saved'),
         'save_training': dict(path=lambda: 'run', model=model, opt=lambda: None, hist=fitted, generators=lambda: []),
@@ -333,7 +335,7 @@ HOW = { # calls that are not a plain `function(**arguments)`
     'train_step': lambda model, opt, xb, yb: trains(t.train_step, model, opt, xb, yb),
     'fit': lambda model, opt, **a: trains(t.fit, model, opt, **a),
     'plot_wrong': lambda **a: matplotlib.pyplot.close(t.plot_wrong(**a)),
-    'as_torch()': lambda x, targ: mod['library'].as_torch(model())(x, targ),
+    'as_torch()': lambda x, targ: mod['bridges'].as_torch(model())(x, targ),
     'compile_step': lambda **k: (lambda m: mod['compiled'].compile_step(m, sgd(m), **k))(model()),
     'save_training': lambda path, model, opt, **a: trains(partial(mod['library'].save_training, path), model, opt, **a),
     'load_training': lambda path, model, opt, **a: trains(partial(mod['library'].load_training, path), model, opt, **a),
@@ -417,4 +419,5 @@ def test_every_public_callable_is_called():
     others = {'Module', 'Op', 'Layer', 'Ledger', 'Counterpart'} # what they do is done by subclasses; lists
     others |= {*mod['compiled'].__all__} - {'compile_step'} # its own parts, which take the record that it makes
     print(f'{len(public)} callables, {sum(len(CALLS[k][name]) for k,name in cases)*len(HOSTILE)} hostile calls')
-    assert not public - named - others
+    missing = public - named - others
+    assert not missing

@@ -9,11 +9,12 @@ import pytest, torch
 from torch.autograd import gradcheck
 from fb_pass.activations import Dropout, Gelu as GeluOf
 from fb_pass.attention import CausalAttentionInBlocks, CausalSelfAttention
+from fb_pass.bridges import to_function
 from fb_pass.checks import autograd_grad, check_grad
 from fb_pass.doctor import check_layer
 from fb_pass.backward import lin_grad, relu_grad
 from fb_pass.forward import lin, relu
-from fb_pass.gradients import Rule, add_grad, check_fits, check_rule, clear_grads, to_function, upstream_grad
+from fb_pass.gradients import Rule, add_grad, check_fits, check_rule, clear_grads, upstream_grad
 from fb_pass.inputs import checked
 from fb_pass.compiled import compile_step
 from fb_pass.convolution import AvgPool2d, Conv2d, MaxPool2d, Unflatten

@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from fb_pass.bridges import to_function
 from fb_pass.checks import autograd_grad, check_grad
 from fb_pass.compiled import compile_step
 from fb_pass.doctor import check_layer
-from fb_pass.gradients import Rule, add_grad, check_rule, to_function
+from fb_pass.gradients import Rule, add_grad, check_rule
 from fb_pass.library import as_torch, load_weights, save_weights
 from fb_pass.modules import Lin, Model, Module, Relu
 from fb_pass.norms import BatchNorm, LayerNorm, RmsNorm, average, standardize, standardize_grad
@@ -268,14 +269,14 @@ def test_nested_zero_grad_and_copies():
 
 def test_inside_torch():
     draw = Draw(8)
-    model = Model.from_layers([LayerNorm(draw(4), draw(4)), RmsNorm(draw(4)), LayerNorm(draw(4))], CrossEntropy())
+    model = Model.from_layers([LayerNorm(draw(4), draw(4)), RmsNorm(draw(4)), some(BatchNorm), LayerNorm(draw(4))],
+                              CrossEntropy())
     x,y = draw(6, 4),torch.arange(6) % 4
-    model(x, y); model.backward()
     theirs = as_torch(model)
     theirs(x, y).backward()
-    for p,q in zip(model.params, theirs.parameters()): check_grad(q.grad, p.g)
-    with pytest.raises(TypeError, match='BatchNorm.*forward'): # its running statistics have no place there
-        as_torch(Model.from_layers([some(BatchNorm)], CrossEntropy()))
+    model(x, y); model.backward()
+    for p,q in zip(model.params, theirs.parameters(), strict=True): check_grad(q.grad, p.g)
+    for b,(_,c) in zip(theirs.buffers(), model.named_buffers(), strict=True): check_grad(b, c)
 
 def test_it_is_drawn():
     from fb_pass.viewer import show_backward

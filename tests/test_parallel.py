@@ -37,41 +37,57 @@ each_size = pytest.mark.parametrize('ranks', [2, 3, 4])
 
 def each(found, ranks, name): return [o[str(ranks)][name] for o in found[0][:ranks]]
 
+each_kind = pytest.mark.parametrize('kind', pr.KINDS)
+
+@each_kind
 @pytest.mark.parametrize('ranks, rows', [(k, rows) for k,every in pr.SHARDS.items() for rows in every])
-def test_gradients_are_those_of_one_process(found, ranks, rows):
+def test_gradients_are_those_of_one_process(found, ranks, rows, kind):
     "Each rank has those of all rows, also with micro-batches inside the ranks, also a rank without rows."
-    worst = max(max(o) for o in each(found, ranks, str(rows)))
+    worst = max(max(o) for o in each(found, ranks, f'{kind} {rows}'))
     assert worst < 1e-12, worst
 
 @each_size
 def test_parameters_of_other_dtypes_and_layouts(found, ranks): assert max(each(found, ranks, 'mixed')) < 1e-5
 
-def test_same_as_distributed_data_parallel(found):
-    grads,weights = map(max, zip(*each(found, 2, 'ddp')))
+@each_kind
+@pytest.mark.parametrize('ranks', [2, 4])
+def test_same_as_distributed_data_parallel(found, kind, ranks):
+    grads,weights = map(max, zip(*each(found, ranks, f'ddp {kind}')))
     assert grads < 1e-12 and weights < 1e-12, (grads, weights)
 
-@pytest.fixture(scope='module', params=pr.OPTIMIZERS)
+@each_kind
+@pytest.mark.parametrize('ranks', [2, 4])
+def test_the_state_of_the_optimizer_can_be_divided(found, kind, ranks):
+    "By torch's own optimizer for it, tensor by tensor: the weights of one process, and each number on one rank only."
+    off_by,shares = zip(*each(found, ranks, f'sharded {kind}'))
+    assert max(off_by) < 1e-9 and sum(shares) == pytest.approx(1), (off_by, shares)
+    assert max(shares) < (2/ranks if kind == 'gpt' else 1) # of the mlp most is in a single tensor
+
+@pytest.fixture(scope='module', params=[(kind, name) for kind in pr.KINDS for name in pr.OPTIMIZERS], ids=' '.join)
 def alone(request):
     "Weights and losses after 55 steps by `fit` of room 09, which knows nothing of processes."
-    model,x,y = pr.digits()
-    loader = dataloader(x, y, 101, torch.Generator().manual_seed(3))
-    hist = fit(model, pr.OPTIMIZERS[request.param](model.params), loader, [(x, y)], 5, progress=False)
-    return request.param, model, torch.tensor(hist.losses, dtype=torch.float64)
+    kind,name = request.param
+    data,epochs,bs = pr.TRAININGS[kind]
+    model,x,y = data()
+    loader = dataloader(x, y, bs, torch.Generator().manual_seed(3))
+    hist = fit(model, pr.OPTIMIZERS[name](model.params), loader, [(x, y)], epochs, metric=None, progress=False)
+    return kind, name, model, torch.tensor(hist.losses, dtype=torch.float64)
 
 @each_size
 def test_training_is_that_of_one_process(found, ranks, alone):
-    "55 steps on digits; the last batch of an epoch has two rows, so that some ranks have none."
-    name,model,losses = alone
-    for r,others in enumerate(each(found, ranks, f'losses {name}')):
-        assert off(torch.tensor(others, dtype=torch.float64), losses) < 1e-9
-        weights = torch.load(found[1]/f'{ranks}-{name}-{r}.pt')
+    "55 steps on digits, or on text; the last batch of an epoch has two rows, so that some ranks have none."
+    kind,name,model,losses = alone
+    for r,others in enumerate(each(found, ranks, f'losses {kind} {name}')):
+        assert len(others) == 55 and off(torch.tensor(others, dtype=torch.float64), losses) < 1e-9
+        weights = torch.load(found[1]/f'{ranks}-{kind}-{name}-{r}.pt')
         worst = max(off(p, q) for p,q in zip(weights, model.params, strict=True))
         assert worst < 1e-9, worst
 
 def test_one_process_alone_needs_no_launcher(alone):
-    name,model,losses = alone
-    again,x,y = pr.digits()
-    others = fit_parallel(again, pr.OPTIMIZERS[name](again.params), x, y, 5, 101, seed=3)
+    kind,name,model,losses = alone
+    data,epochs,bs = pr.TRAININGS[kind]
+    again,x,y = data()
+    others = fit_parallel(again, pr.OPTIMIZERS[name](again.params), x, y, epochs, bs, seed=3)
     assert off(torch.tensor(others, dtype=torch.float64), losses) < 1e-9 and not dist.is_initialized()
     assert max(off(p, q) for p,q in zip(again.params, model.params)) < 1e-9
 

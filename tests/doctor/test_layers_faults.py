@@ -5,9 +5,10 @@ import pytest
 import torch, torch.nn.functional as F
 from fb_pass.activations import dropout_rule
 from fb_pass.attention import attention_rule, embed_rule, merge_heads, softmax_rule, split_heads
+from fb_pass.bridges import to_function
 from fb_pass.convolution import avg_pool2d_rule, conv2d_rule, max_pool2d_rule
 from fb_pass.doctor import check_layer
-from fb_pass.gradients import Rule, to_function
+from fb_pass.gradients import Rule
 from fb_pass.modules import Op
 from fb_pass.norms import batch_norm_rule, fixed_norm_rule, layer_norm_rule, rms_norm_rule
 

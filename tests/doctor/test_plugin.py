@@ -14,7 +14,7 @@ pytest_plugins = 'pytester'
 LAYERS = '''
 import torch
 from torch.autograd import Function
-from fb_pass.gradients import Rule, to_function
+from fb_pass.gradients import Rule
 
 class Right(Function):
     @staticmethod

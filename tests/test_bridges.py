@@ -1,0 +1,367 @@
+"Our layers and models inside torch: as functions, as modules, as operators, and compiled."
+import copy, pickle
+
+import pytest, torch
+from fb_pass.activations import Dropout, Gelu, Sigmoid, Silu, Tanh
+from fb_pass.attention import (Attention, AttentionWeights, Average, CausalAttention, CausalAttentionInBlocks,
+                               CausalSelfAttention, Embedding, Product, Softmax)
+from fb_pass.bridges import as_torch, own_tensors, register_op, to_function
+from fb_pass.checks import check_grad
+from fb_pass.convolution import AvgPool2d, Conv2d, Flatten, MaxPool2d, Unflatten, cnn
+from fb_pass.gpt import Positions, Recomputed, Residual, TiedOutput, TokenLoss, gpt
+from fb_pass.gradients import Rule, add_grad
+from fb_pass.modules import Lin, Model, Module, Mse, Op, Relu
+from fb_pass.norms import BatchNorm, LayerNorm, RmsNorm
+from fb_pass.training import CrossEntropy, mlp
+from torch.autograd.gradcheck import GradcheckError
+from torch.func import functional_call, grad, vmap
+
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+def rand(*shape, seed=0): return torch.randn(shape, dtype=torch.float64, generator=gen(seed))
+def ids(*shape, n=7): return torch.randint(0, n, shape, generator=gen())
+def see(): return torch.ones(3, 3, dtype=torch.bool).tril()
+def attention(**kw): return CausalSelfAttention(rand(8, 24), rand(24), rand(8, 8), rand(8), 2, 4, **kw)
+
+class Double(Module):
+    "Without a rule, with a parameter in a list, and with a `bwd` that sets `.g` itself."
+    def __init__(self): self.ws = [rand(3)]
+    def forward(self, x): return 2*x*self.ws[0]
+    def bwd(self, out, x): x.g,self.ws[0].g = 2*out.g*self.ws[0],(2*out.g*x).sum(0)
+
+LAYERS = {
+    'Lin': (lambda: Lin(rand(4, 3), rand(3)), [rand(5, 4)]), 'Relu': (Relu, [rand(5, 4)]),
+    'Mse': (Mse, [rand(5, 1), rand(5, seed=1)]), 'CrossEntropy': (CrossEntropy, [rand(5, 4), ids(5, n=4)]),
+    'Sigmoid': (Sigmoid, [rand(3, 4)]), 'Tanh': (Tanh, [rand(3, 4)]), 'Silu': (Silu, [rand(3, 4)]),
+    'Gelu': (Gelu, [rand(3, 4)]), 'Gelu tanh': (lambda: Gelu('tanh'), [rand(3, 4)]),
+    'Dropout': (lambda: Dropout(.5), [rand(6, 4)]), 'Product': (lambda: Product(rand(4, 3)), [rand(5, 4)]),
+    'Conv2d': (lambda: Conv2d(rand(2, 1, 3, 3), rand(2), 2, 1), [rand(2, 1, 7, 6)]),
+    'Conv2d, no bias': (lambda: Conv2d(rand(2, 1, 3, 3), None), [rand(2, 1, 7, 6)]),
+    'MaxPool2d': (lambda: MaxPool2d(2), [rand(2, 1, 6, 6)]), 'AvgPool2d': (lambda: AvgPool2d(2), [rand(2, 1, 6, 6)]),
+    'Flatten': (Flatten, [rand(2, 1, 3, 3)]), 'Unflatten': (lambda: Unflatten(1, 2, 3), [rand(4, 6)]),
+    'BatchNorm': (lambda: BatchNorm(rand(4), rand(4)), [rand(6, 4)]),
+    'LayerNorm': (lambda: LayerNorm(rand(4), rand(4)), [rand(5, 4)]),
+    'LayerNorm, no bias': (lambda: LayerNorm(rand(4)), [rand(5, 4)]),
+    'RmsNorm': (lambda: RmsNorm(rand(4)), [rand(5, 4)]),
+    'Embedding': (lambda: Embedding(rand(7, 4)), [ids(2, 3)]), 'Softmax': (Softmax, [rand(3, 4)]),
+    'AttentionWeights': (AttentionWeights, [rand(2, 3, 4), rand(2, 3, 4, seed=1), see()]),
+    'Average': (Average, [rand(2, 3, 3), rand(2, 3, 4)]),
+    'Attention': (Attention, [*(rand(2, 3, 4, seed=i) for i in range(3)), see()]),
+    'CausalAttention': (CausalAttention, [rand(2, 3, 4, seed=i) for i in range(3)]),
+    'CausalAttentionInBlocks': (lambda: CausalAttentionInBlocks(2), [rand(2, 3, 4, seed=i) for i in range(3)]),
+    'CausalSelfAttention': (attention, [rand(8, 8)]), 'in blocks': (lambda: attention(rows=2), [rand(8, 8)]),
+    'Residual': (lambda: Residual(Lin(rand(4, 4), rand(4)), Gelu()), [rand(5, 4)]),
+    'Recomputed': (lambda: Recomputed(Residual(Lin(rand(4, 4), rand(4)), Dropout(.5))), [rand(5, 4)]),
+    'Positions': (lambda: Positions(rand(3, 4)), [rand(6, 4)]),
+    'TiedOutput': (lambda: TiedOutput(rand(7, 4)), [rand(5, 4)]),
+    'TokenLoss': (TokenLoss, [rand(6, 7), ids(2, 3)]), 'Double': (Double, [rand(5, 3)]),
+    'GPT': (lambda: gpt(7, 3, 2, 2, 8, bias=True, generator=gen(), dtype=torch.float64), [ids(2, 3), ids(2, 3)]),
+    'GPT, dropout, recomputed': (lambda: gpt(7, 3, 1, 2, 8, dropout=.3, recompute=True, generator=None,
+                                             dtype=torch.float64), [ids(2, 3), ids(2, 3)]),
+    'MLP': (lambda: mlp(4, 5, 3, dtype=torch.float64), [rand(6, 4), ids(6, n=3)])}
+every_layer = pytest.mark.parametrize('name', LAYERS)
+
+def made(name, mode=True):
+    torch.manual_seed(0)
+    make,args = LAYERS[name]
+    return make().train(mode), args
+
+def leaves(args): return [t.clone().requires_grad_(t.is_floating_point()) for t in args]
+
+def ours(layer, args):
+    "Output, gradients of the arguments that have one, gradients of the parameters."
+    args = [t.clone() for t in args]
+    torch.manual_seed(1)
+    out = layer(*args)
+    u = rand(*out.shape, seed=9)
+    out.g = u
+    layer.backward()
+    return [out, *(t.g for t in args if t.is_floating_point()), *(p.g for p in layer.params)]
+
+def theirs(f, args, params):
+    args = leaves(args)
+    torch.manual_seed(1)
+    out = f(*args)
+    out.backward(rand(*out.shape, seed=9))
+    return [out.detach(), *(t.grad for t in args if t.is_floating_point()), *(p.grad for p in params)]
+
+def same(got, want, rtol=1e-12):
+    assert len(got) == len(want)
+    for i,(g,w) in enumerate(zip(got, want)): check_grad(g, w, rtol=rtol, name=f'result {i}')
+
+def trained(net): return [p for p in net.parameters() if p.requires_grad]
+
+
+# As a module
+
+@every_layer
+def test_as_torch_has_our_numbers(name):
+    layer,args = made(name)
+    net = as_torch(layer)
+    same(theirs(net, args, trained(net)), ours(layer, args))
+    assert {k for k,_ in (*net.named_parameters(), *net.named_buffers())} == {k for k,_ in own_tensors(layer)}
+    for p in net.parameters(): assert not hasattr(p, 'g')
+
+@every_layer
+@pytest.mark.parametrize('mode', [True, False])
+def test_compiled_without_a_break(name, mode):
+    layer,args = made(name, mode)
+    net = as_torch(layer)
+    assert net.training == mode or not any(hasattr(o, 'training') for o in (layer, *layer._below))
+    torch._dynamo.reset()
+    fast = torch.compile(net, fullgraph=True, backend='aot_eager')
+    same(theirs(fast, args, trained(net)), ours(layer, args))
+    for t,(_,b) in zip(net.buffers(), layer.named_buffers(), strict=True): assert torch.allclose(t, b, rtol=1e-12)
+
+def test_compiled_follows_the_mode_and_draws_anew():
+    layer,x = Residual(Dropout(.5)),torch.ones(50)
+    torch._dynamo.reset()
+    fast = torch.compile(as_torch(layer), fullgraph=True, backend='aot_eager')
+    assert not torch.equal(fast(x), fast(x))
+    fast.eval()
+    assert torch.equal(fast(x), 2*x)
+    fast.train()
+    assert not torch.equal(fast(x), fast(x))
+
+def test_running_statistics_move_when_compiled():
+    twins = [as_torch(Model.from_layers([BatchNorm(rand(4), rand(4))], CrossEntropy())) for _ in range(2)]
+    torch._dynamo.reset()
+    fast = torch.compile(twins[0], fullgraph=True, backend='aot_eager')
+    for i in range(3):
+        for f in (fast, twins[1]): f(rand(6, 4, seed=i), ids(6, n=4)).backward()
+    for a,b in zip(*(t.buffers() for t in twins)): check_grad(a, b)
+    assert not torch.equal(twins[1].layers[0].running_mean, torch.zeros(4))
+    fast.eval(); twins[1].eval()
+    same([fast(rand(6, 4), ids(6, n=4)).detach()], [twins[1](rand(6, 4), ids(6, n=4)).detach()])
+
+def test_compiled_by_inductor():
+    layer,args = made('GPT')
+    net = as_torch(layer)
+    torch._dynamo.reset()
+    same(theirs(torch.compile(net, fullgraph=True), args, trained(net)), ours(layer, args), rtol=1e-10)
+
+def test_a_training_by_torch_has_the_weights_of_ours():
+    from fb_pass.training import AdamW
+    model = cnn(gen())
+    x,y = torch.randn(8, 784, generator=gen()),ids(8, n=10)
+    for p in model.params: p.data = p.data.double()
+    x = x.double()
+    net = as_torch(model)
+    mine,other = AdamW(model.params, 1e-3, weight_decay=.1),torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=.1)
+    for _ in range(5):
+        model(x, y); model.backward(); mine.step()
+        other.zero_grad(); net(x, y).backward(); other.step()
+    for (k,p),q in zip(net.named_parameters(), model.params, strict=True): check_grad(p, q, rtol=1e-9, name=k)
+
+def test_layer_by_layer_if_the_model_is_plain():
+    "So that the gradients of the last layer are there first; a model with a forward of its own is one step."
+    for name,steps in (('MLP', 4), ('GPT', 1)):
+        layer,args = made(name)
+        net,order = as_torch(layer),[]
+        loss,seen = net(*args),set()
+        todo = [loss.grad_fn]
+        while todo:
+            f = todo.pop()
+            if f is None or f in seen: continue
+            seen.add(f)
+            if 'Function' in f.name(): order.append(f.name())
+            todo += [g for g,_ in f.next_functions]
+        assert len(order) == steps, order
+
+def test_predictions():
+    layer,args = made('GPT')
+    net = as_torch(layer)
+    layer(*args)
+    same([net.layers(args[0]).detach()], [layer.preds])
+    assert 'CausalSelfAttention' in repr(net)
+
+@pytest.mark.parametrize('name', ['GPT', 'BatchNorm', 'Double'])
+def test_state_dict_there_and_back(name):
+    layer,args = made(name)
+    net,other = as_torch(layer),as_torch(copy.deepcopy(layer))
+    with torch.no_grad():
+        for t in other.state_dict().values(): t.add_(1)
+    other.load_state_dict(net.state_dict())
+    want = theirs(net, args, trained(net))
+    for again in (other, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        again.zero_grad()
+        same(theirs(again, args, trained(again)), want)
+
+def test_to_another_dtype():
+    layer,args = made('GPT')
+    assert as_torch(layer).float()(*args).dtype == torch.float32
+
+def test_the_upstream_gradient_of_a_loss_is_used():
+    for name in ('MLP', 'GPT'):
+        layer,args = made(name)
+        net = as_torch(layer)
+        (-3*net(*args)).backward()
+        layer(*args); layer.backward()
+        for p,q in zip(net.parameters(), layer.params): check_grad(p.grad, -3*q.g)
+
+def test_a_shared_weight_is_one_parameter():
+    net = as_torch(made('GPT')[0])
+    table = net.layers[0].weight
+    assert net.layers[-1].weight is table and sum(p is table for p in net.parameters()) == 1
+    square = rand(3, 3)
+    both = as_torch(Model.from_layers([Lin(square, rand(3)), Lin(square, rand(3, seed=1))], CrossEntropy()))
+    assert len([*both.parameters()]) == 3
+
+def test_what_is_frozen_has_no_gradient():
+    model = mlp(4, 5, 3, dtype=torch.float64)
+    model.params = model.layers[2].params
+    net = as_torch(model)
+    assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
+    net(rand(6, 4), ids(6, n=3)).backward()
+    assert [p.grad is None for p in net.parameters()] == [True, True, False, False]
+
+def test_the_model_given_is_left_alone():
+    layer,args = made('GPT')
+    before = [p.clone() for p in layer.params]
+    net = as_torch(layer)
+    net(*args).backward()
+    torch.optim.SGD(net.parameters(), 1.).step()
+    for p,q in zip(layer.params, before): assert torch.equal(p, q) and getattr(p, 'g', None) is None
+    assert layer.args is None
+
+def test_as_torch_refuses_what_it_would_lose():
+    relu = Relu(); relu.forward = lambda x: x
+    with pytest.raises(TypeError, match='its own forward cannot be carried over: write a class'):
+        as_torch(Model.from_layers([Residual(relu)], CrossEntropy()))
+    w = rand(3, 3)
+    with pytest.raises(ValueError, match='as_torch: parameters share memory'):
+        as_torch(Model.from_layers([Lin(w, rand(3)), Lin(w.t(), rand(3))], CrossEntropy()))
+    with pytest.raises(TypeError, match='model is a Linear, expected a Module'): as_torch(torch.nn.Linear(2, 2))
+
+def test_autocast_changes_no_dtype():
+    for name in ('Lin', 'Residual', 'GPT'):
+        layer,args = made(name)
+        net = as_torch(layer)
+        def f(*ts):
+            with torch.autocast('cpu', torch.bfloat16): return net(*ts)
+        same(theirs(f, args, trained(net)), ours(layer, args))
+
+
+# As a function
+
+@every_layer
+def test_gradcheck(name):
+    layer,args = made(name, mode=False)
+    f = to_function(layer, 'Checked')
+    own = [t.detach().clone().requires_grad_('running' not in k) for k,t in own_tensors(layer)]
+    params = [t for t in own if t.requires_grad]
+    if sum(t.numel() for t in own) < 400: assert torch.autograd.gradcheck(f.apply, (*leaves(args), *own))
+    else: same(theirs(lambda *a: f.apply(*a, *own), args, params), ours(layer, args))
+
+def test_calls_do_not_disturb_each_other():
+    for name in ('Lin', 'Residual', 'GPT'):
+        layer,args = made(name)
+        net = as_torch(layer)
+        other = [t + 1 if t.is_floating_point() else t.flip(0) for t in args]
+        first,second = net(*args),net(*other)
+        a = torch.autograd.grad(second.sum(), trained(net), retain_graph=True)
+        b = torch.autograd.grad(first.sum(), trained(net), retain_graph=True)
+        for call,got in ((args, b), (other, a)):
+            for g,w in zip(got, torch.autograd.grad(net(*call).sum(), trained(net))): check_grad(g, w)
+        for g,w in zip(torch.autograd.grad(first.sum(), trained(net)), b): check_grad(g, w) # a second time
+
+def test_what_changed_in_place_is_noticed():
+    for name in ('Lin', 'Residual'):
+        layer,(x,) = made(name)
+        out = as_torch(layer)(x := x.clone())
+        x += 1
+        with pytest.raises(RuntimeError, match='in ?place'): out.sum().backward()
+
+def test_only_what_is_asked_for_has_a_gradient():
+    layer,(x,) = made('Residual')
+    w,b = [t.clone() for t in layer.params]
+    f = to_function(layer, 'F')
+    for i in range(3):
+        ts = [t.clone().requires_grad_(i == j) for j,t in enumerate((x, w, b))]
+        f.apply(*ts).sum().backward()
+        assert [t.grad is not None for t in ts] == [i == j for j in range(3)]
+
+def test_per_example_gradients():
+    layer,(x,) = made('Lin')
+    net = as_torch(layer)
+    params = dict(net.named_parameters())
+    def loss(params, row): return functional_call(net, params, (row[None],)).pow(2).sum()
+    each = vmap(grad(loss), (None, 0))(params, x)
+    for i,row in enumerate(x):
+        for k,p in params.items():
+            check_grad(each[k][i], torch.autograd.grad(net(row[None]).pow(2).sum(), p)[0])
+
+def test_second_derivatives_are_refused_everywhere():
+    for name in ('Gelu', 'Residual'):
+        layer,(x,) = made(name)
+        net = as_torch(layer)
+        with pytest.raises(RuntimeError, match='Function: create_graph=True asks for a second derivative'):
+            torch.autograd.grad(net(x.requires_grad_()).sum(), x, create_graph=True)
+        x.requires_grad_(False)
+    f = to_function(Rule(lambda x: x**2, lambda g, out, x: 2*g*x), 'Square').apply
+    with pytest.raises(RuntimeError, match='Square: create_graph=True asks for a second'):
+        grad(lambda x: grad(lambda x: f(x).sum())(x).sum())(rand(3))
+
+def test_to_function_refuses():
+    with pytest.raises(TypeError, match='to_function: got .*Linear.*expected a Rule, or a layer'):
+        to_function(torch.nn.Linear(2, 2), 'F')
+    with pytest.raises(TypeError, match='expected arguments and then its own tensors'):
+        to_function(made('GPT')[0], 'F').apply(ids(2, 3), ids(2, 3))
+    class Two(Module):
+        def forward(self, x): return x, x
+        def bwd(self, out, x): pass
+    with pytest.raises(TypeError, match='the output is a tuple'): to_function(Two(), 'F').apply(rand(2))
+
+
+# As an operator
+
+@every_layer
+def test_operator(name):
+    layer,args = made(name, mode=False)
+    op = register_op(layer, f"test_bridges::{''.join(c if c.isalnum() else '_' for c in name)}")
+    own = [t.detach().clone().requires_grad_('running' not in k) for k,t in own_tensors(layer)]
+    params = [t for t in own if t.requires_grad]
+    assert {*torch.library.opcheck(op, (*leaves(args), *own)).values()} == {'SUCCESS'}
+    for t in params: t.grad = None # which opcheck has left
+    want = ours(layer, args)
+    same(theirs(lambda *a: op(*a, *own), args, params), want)
+    for t in params: t.grad = None
+    torch._dynamo.reset()
+    fast = torch.compile(lambda *a: op(*a, *own), fullgraph=True, backend='aot_eager')
+    same(theirs(fast, args, params), want)
+
+def test_operator_of_a_class_and_of_a_rule():
+    args = [rand(4, 3), rand(3, 2), rand(2)]
+    want = Lin(*args[1:])(args[0])
+    for o,name in ((Lin, 'a_class'), (Lin.rule, 'a_rule'), (Lin(*args[1:]), 'a_layer')):
+        op = register_op(o, f'test_bridges::{name}')
+        assert torch.equal(op(*args), want) and torch.autograd.gradcheck(op, leaves(args))
+        assert torch.equal(getattr(torch.ops.test_bridges, name)(*args), want)
+
+def test_an_argument_that_may_be_missing():
+    op = register_op(LayerNorm(rand(4)), 'test_bridges::norm')
+    x,w,b = leaves([rand(5, 4), rand(4), rand(4)])
+    assert torch.autograd.gradcheck(op, (x, w)) and torch.autograd.gradcheck(op, (x, w, b))
+
+def test_operators_refuse():
+    for name in ('lin', 'a::b::c', '::lin', 'a::1'):
+        with pytest.raises(ValueError, match='expected a namespace and a name'): register_op(Lin, name)
+    with pytest.raises(TypeError, match='names no arguments: write it as a function of Python'):
+        register_op(Rule(torch.exp, lambda g, out, x: g*out), 'test_bridges::bad')
+    for bad in (Residual, 3, torch.nn.ReLU()):
+        with pytest.raises(TypeError, match='register_op: got .*expected a Rule'): register_op(bad, 'test_bridges::bad')
+    for layer in (Dropout(.5), Residual(Dropout(.5)), BatchNorm(rand(3), rand(3))):
+        with pytest.raises(ValueError, match='is in training.*call eval'): register_op(layer, 'test_bridges::bad')
+    x = rand(3).requires_grad_()
+    op = register_op(Residual(Gelu()), 'test_bridges::second')
+    with pytest.raises(RuntimeError, match='asks for a second derivative'):
+        torch.autograd.grad(op(x).sum(), x, create_graph=True)
+
+def test_operators_and_modules_notice_a_wrong_backward():
+    class Wrong(Op): rule = Rule(lambda x: x**3, lambda g, out, x: 2*g*x**2)
+    class WrongModule(Module):
+        def forward(self, x): return x**3
+        def bwd(self, out, x): add_grad(x, 2*out.g*x**2)
+    for i,layer in enumerate((Wrong(), WrongModule())):
+        op = register_op(layer, f'test_bridges::wrong{i}')
+        for f in (op, as_torch(layer), to_function(layer, 'F').apply):
+            with pytest.raises(GradcheckError): torch.autograd.gradcheck(f, leaves([rand(3)]))
