@@ -10,6 +10,7 @@ SESSION ?=
 MINUTES ?= 10
 LIBS ?=
 GPT ?=
+SCALE ?=
 BIN := .venv/bin
 READY := .venv/.ready
 PORT ?= 8000
@@ -17,7 +18,7 @@ MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 
 .DEFAULT_GOAL := help
 .PHONY: help run lab test test-processors checks hook mutants differential fuzz doctor doctor-torch bench wheel docs docs-serve \
-  test-site badges accuracy cnn gpt readme imports export notebooks exercises images clean distclean
+  test-site badges accuracy cnn gpt scale readme imports export notebooks exercises images clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 24
@@ -123,6 +124,9 @@ cnn: $(READY)  ## train the convolutional network over five seeds, by hand and b
 
 gpt: $(READY)  ## train a small GPT over three seeds, by hand and by torch, into results/ (the whole text; half an hour; goes on where it stopped; GPT='--steps 5000 ...' for others: tools/gpt.py --help)
 	$(BIN)/python tools/gpt.py $(GPT)
+
+scale: $(READY)  ## time, bytes and efficiency of 1, 2 and 4 processes, beside DistributedDataParallel, into results/ (minutes, on a free machine; SCALE='--rounds 41')
+	$(BIN)/python tools/scale.py $(SCALE)
 
 readme: $(READY)  ## make README.md from nbs/index.ipynb
 	$(BIN)/python tools/make_readme.py
