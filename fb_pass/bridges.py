@@ -47,18 +47,16 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads): raise _second(ctx.name)
 
-def _first_only(name, compute, *known):
-    "The gradients that `compute` returns, made from `known`, as what cannot be differentiated again."
+def _first_only(name, compute, saved=()):
+    "The gradients that `compute` makes from what was saved, as tensors that cannot be differentiated again."
     if not torch.is_grad_enabled(): return compute()
-    known = [t for t in known if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    known = [t for t in saved if isinstance(t, torch.Tensor) and t.is_floating_point()]
     if not any(map(_transformed, known)): raise _second(name)
     with torch.no_grad(): grads = compute()
     there = iter(_Once.apply(name, len(known), *known, *(t for t in grads if t is not None)))
     return tuple(t if t is None else next(there) for t in grads)
 
 # %% ../nbs/tools/bridges.ipynb #br200009
-def _needed(ctx, grads): return tuple(g if need else None for g,need in zip(grads, ctx.needs_input_grad))
-
 def _by_rule(rule, name):
     "The methods of a Function that computes a rule."
     def forward(*inputs):
@@ -68,9 +66,9 @@ def _by_rule(rule, name):
         "The output and `inputs` are saved for the backward."
         ctx.save_for_backward(output, *inputs)
     def backward(ctx, g):
-        "The gradients of those inputs that need one, from the gradient `g` of the output."
+        "The gradients of the inputs, from the gradient `g` of the output."
         saved = ctx.saved_tensors
-        with _inside([g]): return _needed(ctx, _first_only(name, lambda: rule.grads(g, *saved), g, *saved))
+        with _inside(saved): return _first_only(name, lambda: rule.grads(g, *saved), saved)
     return dict(forward=forward, setup_context=setup_context, backward=backward)
 
 # %% ../nbs/tools/bridges.ipynb #br200011
@@ -120,9 +118,8 @@ def _by_module(module, name):
         with _inside(inputs): ctx.step,out = _called(module, ctx.inputs)
         return out.detach()
     def backward(ctx, g):
-        "The gradients of those inputs that need one, from the gradient `g` of the output."
-        def compute(): return _gone_back(ctx.step, g.detach(), ctx.inputs)
-        with _inside([g]): return _needed(ctx, _first_only(name, compute, g))
+        "The gradients of the inputs, from the gradient `g` of the output."
+        with _inside(ctx.inputs): return _first_only(name, lambda: _gone_back(ctx.step, g.detach(), ctx.inputs))
     return dict(forward=forward, backward=backward)
 
 # %% ../nbs/tools/bridges.ipynb #br200013
@@ -255,7 +252,7 @@ def register_op(
         out,*inputs = ctx.saved_tensors
         given = [t.detach() for t in inputs if t is not None]
         def compute(): return rule.grads(g, out, *given) if rule else _gone_back(_called(o, given)[0], g, given)
-        with _inside([g, *given]): grads = iter(_first_only(name, compute, g))
+        with _inside(given): grads = iter(_first_only(name, compute))
         return tuple(None if t is None else next(grads) for t in inputs)
     op = torch.library.custom_op(name, run, mutates_args=(), schema=f"({', '.join(kinds)}) -> Tensor")
     op.register_fake(run)

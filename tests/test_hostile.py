@@ -18,7 +18,8 @@ import matplotlib.pyplot
 
 MODULES = ['normalization', 'initialization', 'forward', 'backward', 'gradients', 'bridges', 'checks', 'inputs',
            'parameters', 'norms', 'modules', 'autograd', 'closures', 'training', 'activations', 'library',
-           'convolution', 'speed', 'compiled', 'attention', 'gpt', 'parallel']
+           'convolution', 'speed', 'compiled', 'attention', 'gpt', 'parallel',
+           'precision']
 mod = {k: importlib.import_module(f'fb_pass.{k}') for k in MODULES}
 package = os.path.dirname(mod['forward'].__file__)
 
@@ -32,7 +33,8 @@ def model(): return mod['training'].mlp(3, 5, 3, generator=torch.Generator().man
 def trained():
     m = model(); m(rand(4, 3), labels()); m.backward()
     return m
-def sgd(m): return mod['training'].SGD(m.params, .1)
+def sgd(m): return sgd_of(m.params)
+def sgd_of(params): return mod['training'].SGD(params, .1)
 def pairs(): return [(rand(4, 3), labels())]
 def fitted():
     m = model()
@@ -99,6 +101,11 @@ CALLS = {
     'bridges': {'to_function': dict(o=rule, name=lambda: 'F'), 'own_tensors': dict(module=model),
                 'as_torch': dict(model=model), 'as_torch()': dict(x=x, targ=labels),
                 'register_op': dict(o=lambda: mod['modules'].Lin, name=lambda: 'hostile::op')},
+    'precision': {
+        'WideLoss': dict(loss=lambda: mod['training'].CrossEntropy()), 'WideLoss()': dict(preds=x, targ=labels),
+        'LowPrecision': dict(model=model, make=lambda: sgd_of, dtype=lambda: torch.bfloat16, scale=lambda: 2.,
+                             patience=lambda: 9),
+        'LowPrecision()': dict(xb=x, yb=labels)},
     'checks': {
         'numerical_grad': dict(f=lambda: torch.sum, x=x, eps=lambda: 1e-4),
         'autograd_grad': dict(f=lambda: torch.sum, x=x),
@@ -347,6 +354,8 @@ HOW = { # calls that are not a plain `function(**arguments)`
     **{f'{k}()': lambda x, k=k: called(getattr(gp, k)(m.Relu()), x) for k in ('Residual', 'Recomputed')},
     'gpt': lambda **a: called(gp.gpt(**a), labels()[:2,None].t() % 2, labels()[:2,None].t() % 2),
     'Gpt()': lambda **a: called(tiny(), *a.values()),
+    'WideLoss()': lambda **a: called(mod['precision'].WideLoss(mod['training'].CrossEntropy()), *a.values()),
+    'LowPrecision()': lambda xb, yb: mod['precision'].LowPrecision(model(), sgd_of)(xb, yb),
     'ClippedAdamW.step': lambda **a: stepped(gp.ClippedAdamW([x()]), **a),
     'warmup_cosine()': lambda step: gp.warmup_cosine(.1, 9, 2, .01)(step),
     'average_grads': lambda params, n: in_a_group(mod['parallel'].average_grads, params, n),

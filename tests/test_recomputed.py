@@ -6,6 +6,7 @@ from fb_pass.activations import Dropout, Gelu
 from fb_pass.attention import Product
 from fb_pass.checks import check_grad, peak_memory
 from fb_pass.gpt import Recomputed, Residual, gpt
+from fb_pass.inputs import recording
 from fb_pass.modules import Lin, Relu
 from fb_pass.norms import BatchNorm
 from test_gpt import batch, gen, grads, ids, rand, small
@@ -103,3 +104,24 @@ def test_layers_run_once_in_each_direction_and_once_more():
     layer(x).g = rand(2, 3)
     layer.backward()
     assert Counts.runs == 2
+
+@pytest.mark.parametrize('layers', [1, 2, 3])
+def test_who_records_decides_what_is_computed_again(monkeypatch, layers):
+    "A compiler, for example: in a record all layers run once, with one mask, and the gradients are the same."
+    x,u,ws = rand(4, 3),rand(4, 3, seed=1),[rand(3, 3, seed=i) for i in range(2, 2 + layers)]
+    torch.manual_seed(0)
+    kept = [Product(ws[0]), Dropout(.5), Gelu(), *map(Product, ws[1:])][:layers + 2]
+    want = grads(Residual(*kept), [x], u, [x, *ws[:max(1, layers - 1)]])
+    monkeypatch.setattr(recording, 'on', True, raising=False)
+    torch.manual_seed(0)
+    again = Recomputed(*kept)
+    got = grads(again, [x], u, [x, *ws[:max(1, layers - 1)]])
+    check_grad(got[0] + u, want[0])
+    for g,w in zip(got[1:], want[1:]): check_grad(g, w)
+
+def test_a_single_layer_in_a_record():
+    x,u = rand(4, 3),rand(4, 3, seed=1)
+    recording.on = True
+    try: got, = grads(Recomputed(Gelu()), [x], u, [x])
+    finally: recording.on = False
+    check_grad(got, *grads(Gelu(), [x], u, [x]))
