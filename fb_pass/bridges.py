@@ -6,7 +6,7 @@
 __all__ = ['own_tensors', 'to_function', 'as_torch', 'register_op']
 
 # %% ../nbs/tools/bridges.ipynb #br200002
-import copy
+import copy, re
 from contextlib import contextmanager
 from functools import reduce
 from inspect import signature
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from .gradients import Rule, add_grad
 from .inputs import check_apart, check_kind, recording, typed
 from .modules import Model, Module, Op
+from .parameters import Parts
 
 # %% ../nbs/tools/bridges.ipynb #br200005
 _transformed = torch._C._functorch.is_functorch_wrapped_tensor # inside vmap or grad of torch.func
@@ -67,8 +68,8 @@ def _by_rule(rule, name):
         ctx.save_for_backward(output, *inputs)
     def backward(ctx, g):
         "The gradients of the inputs, from the gradient `g` of the output."
-        saved = ctx.saved_tensors
-        with _inside(saved): return _first_only(name, lambda: rule.grads(g, *saved), saved)
+        tensors = g,*ctx.saved_tensors
+        with _inside(tensors): return _first_only(name, lambda: rule.grads(*tensors), tensors)
     return dict(forward=forward, setup_context=setup_context, backward=backward)
 
 # %% ../nbs/tools/bridges.ipynb #br200011
@@ -86,6 +87,10 @@ def _holding(module, tensors):
     memo = {id(o): o for o in module.generators()} | {id(t): o for (_,t),o in zip(own_tensors(module), tensors)}
     return copy.deepcopy(module, memo)
 
+def _is_buffer(module, t):
+    return any(t is o for part in (module, *module._below)
+               for o in tree_leaves([getattr(part, k, None) for k in part._buffers()]))
+
 def _bare(module):
     "A copy of a module that holds the same tensors, and remembers no call."
     step = _holding(module, [t for _,t in own_tensors(module)])
@@ -94,32 +99,38 @@ def _bare(module):
 
 def _called(module, inputs):
     "A copy of a module that was called with these arguments, the last of which are its tensors; and its output."
-    n = len(inputs) - len(own_tensors(module))
+    own = own_tensors(module)
+    n = len(inputs) - len(own)
     if n < 0: raise TypeError(f'{module!r}: got {len(inputs)} inputs, expected arguments and then its own tensors')
-    step = _holding(module, inputs[n:])
+    kept = {k: t for (k,o),t in zip(own, inputs[n:]) if _is_buffer(module, o)}
+    step = _holding(module, [t.clone() if k in kept else t for (k,_),t in zip(own, inputs[n:])])
     out = step(*inputs[:n])
     check_kind(repr(module), 'the output', out, torch.Tensor)
+    now = dict(step._named()) if kept else {}
+    for k,t in kept.items(): t.copy_(now[k]) # what the call has made of a buffer
     return step, out
 
 def _gone_back(step, g, inputs):
     "The gradients of its inputs, from the gradient `g` of the output of a copy that was called."
-    step.zero_grad()
-    add_grad(step.out, g)
-    step.backward()
-    grads = tuple(getattr(t, 'g', None) for t in inputs)
-    step.zero_grad()
-    return grads
+    try:
+        add_grad(step.out, g.clone()) # which a backward may write into
+        step.backward()
+        return tuple(getattr(t, 'g', None) for t in inputs)
+    finally: step.zero_grad() # a second backward begins anew
 
 def _by_module(module, name):
     "The methods of a Function that calls a module."
     def forward(ctx, *inputs):
         "The output of a copy of the module, which is kept."
         ctx.inputs = [t.detach() if isinstance(t, torch.Tensor) else t for t in inputs]
+        if any(isinstance(t, torch.Tensor) and t.requires_grad for t in tree_leaves(ctx.inputs)):
+            raise TypeError(f'{module!r}: a tensor inside a list or dictionary would get no gradient from autograd: '
+                            'pass each tensor as an argument of its own')
         with _inside(inputs): ctx.step,out = _called(module, ctx.inputs)
         return out.detach()
     def backward(ctx, g):
         "The gradients of the inputs, from the gradient `g` of the output."
-        with _inside(ctx.inputs): return _first_only(name, lambda: _gone_back(ctx.step, g.detach(), ctx.inputs))
+        with _inside(ctx.inputs): return _first_only(name, lambda: _gone_back(ctx.step, g, ctx.inputs))
     return dict(forward=forward, backward=backward)
 
 # %% ../nbs/tools/bridges.ipynb #br200013
@@ -157,14 +168,18 @@ class _TorchStep(nn.Module):
         super().__init__()
         for k,o in parts.items(): self.add_module(k, o)
         own = own_tensors(step)
-        self._names,self._step = [k for k,_ in own],_holding(step, [t.to('meta') for _,t in own])
+        self._names,self._step = [k for k,_ in own],_holding(step, [t.detach().to('meta') for _,t in own])
         for k,t in own: self._register(k, copies[id(t)])
         self._step.forget()
-        self.training = all(getattr(o, 'training', True) for o in (step, *step._below))
+        self.training,self._mode = all(getattr(o, 'training', True) for o in (step, *step._below)),None
         self._make()
 
     def _register(self, name, t):
         *path,last = name.split('.')
+        taken = [k for k in (*path, last) if hasattr(nn.Module, k) or k in ('training', '_names', '_step', '_mode')]
+        if taken:
+            raise TypeError(f'as_torch: {name} stands in an attribute called {taken[0]!r}, which a module of torch has '
+                            'for itself: give it another name')
         at = self
         for k in path:
             if k not in at._modules: at.add_module(k, nn.Module())
@@ -174,12 +189,17 @@ class _TorchStep(nn.Module):
 
     def _make(self):
         def of(mode):
-            step = _bare(self._step).train(mode)
+            step = _bare(self._step)
+            if mode is not None: step.train(mode)
             return torch.compiler.allow_in_graph(to_function(step, f'{type(step).__name__}Function'))
-        self._functions = {mode: of(mode) for mode in (True, False)}
+        self._functions = {mode: of(mode) for mode in (None, True, False)} # None: as it was given
+
+    def train(self, mode=True):
+        self._mode = mode
+        return super().train(mode)
 
     def forward(self, *args):
-        return self._functions[self.training].apply(*args, *(reduce(getattr, k.split('.'), self) for k in self._names))
+        return self._functions[self._mode].apply(*args, *(reduce(getattr, k.split('.'), self) for k in self._names))
 
     def extra_repr(self): return '' if isinstance(self._step, Model) else repr(self._step)
     def __getstate__(self): return {k: v for k,v in vars(self).items() if k != '_functions'} # they cannot be pickled
@@ -202,15 +222,23 @@ def as_torch(
 ) -> nn.Module: # Of a model, `net(x, targ)` is the loss and `net.layers(x)` the predictions; a layer is called as ours
     """The model inside torch, with copies of its tensors and our backward; what is frozen stays so.
 
+    Of what a call leaves behind, only buffers are there in the next. A model with a forward of its own is in training
+    or in evaluation as a whole.
+
     ValueError if parameters share memory, TypeError for a method that was set on an object, and not in its class."""
     every = model,*model._below
     for o in every:
         if own := sorted(k for k in vars(o) if callable(getattr(type(o), k, None))):
             raise TypeError(f'as_torch: {o!r}: its own {", ".join(own)} cannot be carried over: write a class for it')
-    check_apart('as_torch', *(p for p in model.params if 0 not in p.stride()))
+        for k,f in vars(o).items():
+            inside = [c.cell_contents for c in getattr(f, '__closure__', None) or ()]
+            if any(isinstance(c, (torch.Tensor, Parts)) for c in inside):
+                raise TypeError(f'as_torch: {o!r}: the function in {k} holds a tensor or a layer, of which no copy can '
+                                'be made: write a method')
+    check_apart('as_torch', *(t for _,t in own_tensors(model) if 0 not in t.stride()))
     trained = {*map(id, model.params)}
-    buffers = {id(t) for o in every for t in tree_leaves([getattr(o, k, None) for k in o._buffers()])}
-    def of(t): return t.detach().clone() if id(t) in buffers else nn.Parameter(t.detach().clone(), id(t) in trained)
+    def of(t):
+        return t.detach().clone() if _is_buffer(model, t) else nn.Parameter(t.detach().clone(), id(t) in trained)
     copies = {id(t): of(t) for _,t in own_tensors(model)}
     return (_TorchModel if isinstance(model, Model) else _TorchStep)(model, copies)
 
@@ -239,13 +267,19 @@ def register_op(
         raise ValueError(f'register_op: {o!r} is in training, where it may draw numbers or move statistics, and an '
                          'operator is a function of its inputs: call eval() first')
     if rule is None: o = _bare(o)
-    own = [] if rule else [k.replace('.', '_') for k,_ in own_tensors(o)]
+    own = [] if rule else [re.sub(r'\W', '_', k) for k,_ in own_tensors(o)]
     f = rule.forward if rule else o.forward
-    try: params = [(p.name, p.default is None) for p in signature(f).parameters.values()]
+    try: given = signature(f).parameters.values()
     except ValueError as e:
         raise TypeError(f'register_op: {f!r} names no arguments: write it as a function of Python') from e
+    if odd := [str(p) for p in given if p.kind != p.POSITIONAL_OR_KEYWORD or p.default not in (None, p.empty)]:
+        raise TypeError(f'register_op: {f!r} has {odd[0]}, expected tensors by name, or None by default')
+    params = [(p.name, p.default is None) for p in given]
     kinds = [f'Tensor? {k}=None' if optional else f'Tensor {k}' for k,optional in params] + [f'Tensor {k}' for k in own]
     def run(*inputs):
+        there = [t is not None for t in inputs]
+        if there != sorted(there, reverse=True):
+            raise ValueError(f'{name}: an argument is None, and one after it is not: leave out the last ones only')
         with _inside(inputs): return _fresh(rule.forward(*inputs) if rule else _called(o, inputs)[1], inputs)
     def setup_context(ctx, inputs, output): ctx.save_for_backward(output, *inputs)
     def backward(ctx, g):

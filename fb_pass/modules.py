@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 from .backward import lin_rule, mse_rule, relu_rule
+from .gradients import backward_pass
 from .inputs import typed
 from .parameters import Parts
 
@@ -97,6 +98,6 @@ class Model(Module):
         return x
     def bwd(self, out, x, targ):
         upstream = getattr(out, 'g', None) # nothing, and so 1, unless the loss itself is used further
-        self.zero_grad() # a second backward gives the same gradients, not larger ones
+        if backward_pass.first is self: self.zero_grad() # a second backward gives the same gradients, not larger ones
         self.loss.out.g = upstream
         for step in reversed((*self.layers, self.loss)): step.backward()

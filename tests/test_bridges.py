@@ -285,6 +285,7 @@ def test_operator_of_a_class_and_of_a_rule():
         assert torch.equal(getattr(torch.ops.test_bridges, name)(*args), want)
 
 def test_an_argument_that_may_be_missing():
+    assert torch.equal(register_op(Relu, 'test_bridges::relu')(rand(5)), rand(5).relu())
     op = register_op(LayerNorm(rand(4)), 'test_bridges::norm')
     x,w,b = leaves([rand(5, 4), rand(4), rand(4)])
     assert torch.autograd.gradcheck(op, (x, w)) and torch.autograd.gradcheck(op, (x, w, b))
@@ -323,3 +324,133 @@ def test_operators_leave_the_gradients_of_others_alone():
     for t,g,w in zip(ts, got, torch.autograd.grad(to_function(layer, 'F').apply(*ts).sum(), ts)):
         check_grad(g, w)
         assert torch.equal(t.g, torch.ones_like(t))
+
+
+# What people do with them
+
+class Center(Module):
+    "A buffer that is assigned anew."
+    buffers = 'mean'
+    def __init__(self): self.mean = torch.zeros(2, dtype=torch.float64)
+    def forward(self, x):
+        self.mean = .9*self.mean + .1*x.mean(0)
+        return x - self.mean
+    def bwd(self, out, x): add_grad(x, out.g)
+
+def test_a_buffer_that_is_assigned_moves():
+    layer,net,x = Center(),as_torch(Center()),rand(4, 2)
+    for _ in range(3): assert torch.allclose(layer(x), net(x), rtol=1e-12)
+    assert torch.allclose(net.mean, layer.mean, rtol=1e-12) and net.mean.abs().max() > 0
+
+def test_two_calls_before_the_backward_with_running_statistics():
+    layer,x = BatchNorm(rand(3), rand(3)),rand(5, 3)
+    net = as_torch(layer)
+    (net(x).pow(2).sum() + net(2*x).pow(3).sum()).backward()
+    want = [0, 0]
+    for f,s in ((2, 1), (3, 2)):
+        out = layer(s*x)
+        out.g = f*out**(f - 1)
+        for p in layer.params: p.g = None
+        layer.backward()
+        want = [w + p.g for w,p in zip(want, layer.params)]
+    for p,w in zip(net.parameters(), want): check_grad(p.grad, w)
+    for (_,a),b in zip(layer.named_buffers(), net.buffers(), strict=True): check_grad(b, a)
+
+def test_a_backward_that_failed_leaves_nothing():
+    fail = [True]
+    class Fails(Module):
+        def forward(self, x): return 2*x
+        def bwd(self, out, x):
+            add_grad(x, 2*out.g)
+            if fail.pop(): raise MemoryError
+    x = torch.ones(2, requires_grad=True)
+    loss = as_torch(Fails())(x).sum()
+    with pytest.raises(MemoryError): loss.backward(retain_graph=True)
+    x.grad = None
+    fail.append(False)
+    loss.backward()
+    assert x.grad.tolist() == [2, 2]
+
+def test_a_backward_that_writes_into_the_upstream_gradient():
+    class Writes(Module):
+        def forward(self, x): return x.clamp(min=0)
+        def bwd(self, out, x):
+            out.g *= x > 0
+            add_grad(x, out.g)
+    a,c = torch.tensor([-1., 2.], requires_grad=True),torch.zeros(2, requires_grad=True)
+    h = c.exp() # made first, so that its backward comes last
+    ((as_torch(Writes())(a) + h)*torch.ones(2)).sum().backward()
+    assert c.grad.tolist() == [1, 1] and a.grad.tolist() == [0, 1]
+
+def test_a_second_derivative_through_the_upstream_gradient_is_refused():
+    f = to_function(Rule(lambda x: x**2, lambda g, out, x: 2*g*x), 'Square').apply
+    def first(t): return grad(lambda x: (t*f(x)).sum())(rand(3)).sum()
+    with pytest.raises(RuntimeError, match='Square: create_graph=True asks for a second'): grad(first)(torch.tensor(2.))
+
+def test_parts_keep_their_mode_until_it_is_set():
+    layer,x = Residual(BatchNorm(rand(3), rand(3)).eval(), Dropout(.5)),rand(50, 3)
+    net = as_torch(layer)
+    for f in (layer, net): torch.manual_seed(0); f.last = f(x)
+    same([net.last.detach()], [layer.last])
+    assert (net.last == x).any() and not torch.equal(net.eval()(x), net.last)
+    assert torch.equal(net(x), net(x)) and not torch.equal(net.train()(x), net(x))
+
+class Times(Module):
+    def forward(self, xs): return xs[0]*xs[1]
+    def bwd(self, out, xs): add_grad(xs[0], out.g*xs[1]); add_grad(xs[1], out.g*xs[0])
+
+def test_a_tensor_in_a_list_is_refused_where_it_needs_a_gradient():
+    net,(a,b) = as_torch(Times()),(rand(3), rand(3, seed=1))
+    assert torch.equal(net([a, b]), a*b)
+    with pytest.raises(TypeError, match='inside a list or dictionary'): net([a.requires_grad_(), b])
+
+def test_what_cannot_be_copied_is_refused():
+    class Closure(Module):
+        def __init__(self): self.w = rand(3); self.f = lambda x: x*self.w
+        def forward(self, x): return self.f(x)
+        def bwd(self, out, x): add_grad(x, out.g*self.w)
+    class Views(Module):
+        def __init__(self): self.w = rand(3, 6); self.q,self.k = self.w.chunk(2, 1); self.params = [self.w]
+        def forward(self, x): return x@self.q + x@self.k
+        def bwd(self, out, x): pass
+    class Taken(Module):
+        def __init__(self, name): setattr(self, name, rand(3))
+        def forward(self, x): return x
+        def bwd(self, out, x): pass
+    with pytest.raises(TypeError, match='the function in f holds a tensor or a layer'): as_torch(Closure())
+    with pytest.raises(ValueError, match='parameters share memory'): as_torch(Views())
+    for name in ('half', 'modules', 'training', '_step'):
+        with pytest.raises(TypeError, match=f"called '{name}', which a module of torch has"): as_torch(Taken(name))
+
+def test_a_copy_of_layers_with_parameters_of_torch():
+    net = copy.deepcopy(as_torch(Lin(torch.nn.Parameter(rand(3, 2)), torch.nn.Parameter(rand(2)))))
+    assert len([*net.parameters()]) == 2 and net(rand(4, 3)).shape == (4, 2)
+
+def test_operators_of_functions_that_cannot_be_one():
+    def backward(g, out, *ts): return g
+    for f in (lambda *ts: ts[0], lambda x, exact=True: x, lambda x, *, k=3: x):
+        with pytest.raises(TypeError, match='expected tensors by name'): register_op(Rule(f, backward), 'bridges::bad')
+    def affine(x, w=None, b=None): return x if w is None else x*w if b is None else x*w + b
+    op = register_op(Rule(affine, lambda g, out, x, *ts: (g, *[g.sum(0)]*len(ts))), 'test_bridges::affine')
+    with pytest.raises(ValueError, match='an argument is None, and one after it is not'): op(rand(4, 3), None, rand(3))
+    assert op(rand(4, 3)).shape == (4, 3)
+
+def test_models_inside_a_module_do_not_clear_each_other():
+    add = Rule(lambda p, q: p + q, lambda g, out, p, q: (g, g))
+    class Two(Module):
+        def __init__(self, w): self.a,self.b = [Model.from_layers([Product(w)], CrossEntropy()) for _ in 'ab']
+        def forward(self, x, y, z): return add.forward(self.a(x, y), self.b(x, z))
+        def bwd(self, out, x, y, z):
+            add.add_grads(out, self.a.out, self.b.out)
+            self.a.backward(); self.b.backward()
+    w,x,y,z = rand(4, 3),rand(5, 4),ids(5, n=3),(ids(5, n=3) + 1) % 3
+    two,a,b = Two(w),x.clone().requires_grad_(),x.clone().requires_grad_()
+    net = as_torch(two)
+    net(a, y, z).backward()
+    v = w.clone().requires_grad_()
+    (torch.nn.functional.cross_entropy(b@v, y) + torch.nn.functional.cross_entropy(b@v, z)).backward()
+    check_grad(a.grad, b.grad)
+    check_grad([*net.parameters()][0].grad, v.grad)
+    two(x, y, z); two.backward()
+    check_grad(w.g, v.grad)
+    check_grad(x.g, b.grad)

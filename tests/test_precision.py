@@ -2,6 +2,7 @@
 import pytest, torch
 from fb_pass.checks import check_grad
 from fb_pass.gpt import ClippedAdamW, gpt
+from fb_pass.library import load_weights, save_weights
 from fb_pass.modules import Lin, Model, Module, Mse
 from fb_pass.norms import BatchNorm
 from fb_pass.precision import LowPrecision, WideLoss
@@ -109,13 +110,26 @@ def test_refusals():
     for bad in (torch.float32, torch.float64, torch.int8):
         with pytest.raises(TypeError, match='expected torch.bfloat16 or'): LowPrecision(net(), sgd(.1), bad)
     with_buffers = Model.from_layers([BatchNorm(torch.ones(6), torch.zeros(6))], CrossEntropy())
-    with pytest.raises(ValueError, match='running_mean, which would be rounded'): LowPrecision(with_buffers, sgd(.1))
+    with pytest.raises(ValueError, match='running_mean, which is not trained'): LowPrecision(with_buffers, sgd(.1))
     model = net()
     LowPrecision(model, sgd(.1))
     with pytest.raises(TypeError, match='not all float32'): LowPrecision(model, sgd(.1))
     with pytest.raises(TypeError, match='what make returns'): LowPrecision(net(), lambda params: None)
-    for kw in (dict(scale=-1.), dict(scale=float('inf')), dict(patience=0)):
+    for kw in (dict(scale=-1.), dict(scale=float('inf')), dict(scale=0.), dict(patience=0)):
         with pytest.raises(ValueError, match='LowPrecision: patience='): LowPrecision(net(), sgd(.1), **kw)
+    for take in (lambda ps: ps[2:], lambda ps: ps[::-1], lambda ps: [p.clone() for p in ps]):
+        with pytest.raises(ValueError, match='expected all of them, in the same order'):
+            LowPrecision(net(), lambda params: SGD(take(params), .1))
+    frozen = net()
+    frozen.params = frozen.layers[2].params
+    with pytest.raises(ValueError, match='layers.0.w, which is not trained'): LowPrecision(frozen, sgd(.1))
+    w = torch.randn(6, 6)
+    views = Model.from_layers([Lin(w, torch.zeros(6)), Lin(w.t(), torch.zeros(6))], CrossEntropy())
+    with pytest.raises(ValueError, match='LowPrecision: parameters share memory'): LowPrecision(views, sgd(.1))
+    class Weighted(CrossEntropy):
+        def __init__(self): self.weight = torch.ones(3)
+    with pytest.raises(ValueError, match='the loss has parameters'):
+        LowPrecision(Model.from_layers(net().layers, Weighted()), sgd(.1))
     with pytest.raises(TypeError, match='loss is a Linear, expected a Module'): WideLoss(torch.nn.Linear(2, 2))
 
 def test_a_refused_model_is_as_it_was():
@@ -132,3 +146,23 @@ def test_any_optimizer_of_ones_own():
     LowPrecision(model, lambda params: Sign(params, 2.**-3), bf16)(*batch())
     assert ((model.params[0].float() - before).abs() - 2.**-3).abs().max() < .01
     assert isinstance(model.loss, Module)
+
+@both
+def test_weights_that_are_loaded_are_those_that_are_stepped(dtype, tmp_path):
+    (x,y),first,then = batch(),net(),net(5)
+    step,other = [LowPrecision(m, lambda params: AdamW(params, .05), dtype) for m in (first, then)]
+    for _ in range(20): step(x, y)
+    other(x, y)
+    save_weights(first, tmp_path/'w'); load_weights(then, tmp_path/'w')
+    losses = [other(x, y) for _ in range(3)]
+    assert losses[0] == step(x, y) and max(losses) < .3, losses
+    then.layers[0].w.zero_()
+    other.opt.lr = 0.
+    other(x, y)
+    assert then.layers[0].w.abs().max() == 0
+
+def test_an_infinite_loss_with_finite_gradients_is_an_error():
+    class Infinite(CrossEntropy):
+        def forward(self, preds, targ): return super().forward(preds, targ) + torch.inf
+    step = LowPrecision(Model.from_layers(net().layers, Infinite()), sgd(.1), f16)
+    with pytest.raises(FloatingPointError, match='loss inf'): step(*batch())

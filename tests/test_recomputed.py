@@ -104,6 +104,12 @@ def test_layers_run_once_in_each_direction_and_once_more():
     layer(x).g = rand(2, 3)
     layer.backward()
     assert Counts.runs == 2
+    recording.on = True # then whoever records decides
+    try:
+        layer(x).g = rand(2, 3)
+        layer.backward()
+    finally: recording.on = False
+    assert Counts.runs == 3
 
 @pytest.mark.parametrize('layers', [1, 2, 3])
 def test_who_records_decides_what_is_computed_again(monkeypatch, layers):
