@@ -248,6 +248,11 @@ def _fresh(out, inputs):
     def place(t): return t.untyped_storage()._cdata
     return out.clone() if any(isinstance(t, torch.Tensor) and place(t) == place(out) for t in inputs) else out
 
+def _schema(params, own):
+    "The type of an operator, as torch writes it."
+    kinds = [f'Tensor? {p.name}=None' if p.default is None else f'Tensor {p.name}' for p in params]
+    return f"({', '.join(kinds + [f'Tensor {k}' for k in own])}) -> Tensor"
+
 @typed
 def register_op(
     o, # A rule; a class of layers that is made from one, such as `Lin`; a layer or model, with its settings
@@ -274,8 +279,6 @@ def register_op(
         raise TypeError(f'register_op: {f!r} names no arguments: write it as a function of Python') from e
     if odd := [str(p) for p in given if p.kind != p.POSITIONAL_OR_KEYWORD or p.default not in (None, p.empty)]:
         raise TypeError(f'register_op: {f!r} has {odd[0]}, expected tensors by name, or None by default')
-    params = [(p.name, p.default is None) for p in given]
-    kinds = [f'Tensor? {k}=None' if optional else f'Tensor {k}' for k,optional in params] + [f'Tensor {k}' for k in own]
     def run(*inputs):
         there = [t is not None for t in inputs]
         if there != sorted(there, reverse=True):
@@ -288,7 +291,7 @@ def register_op(
         def compute(): return rule.grads(g, out, *given) if rule else _gone_back(_called(o, given)[0], g, given)
         with _inside(given): grads = iter(_first_only(name, compute))
         return tuple(None if t is None else next(grads) for t in inputs)
-    op = torch.library.custom_op(name, run, mutates_args=(), schema=f"({', '.join(kinds)}) -> Tensor")
+    op = torch.library.custom_op(name, run, mutates_args=(), schema=_schema(given, own))
     op.register_fake(run)
     op.register_autograd(backward, setup_context=setup_context)
     return op

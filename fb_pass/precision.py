@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from .gradients import Rule
+from .gradients import add_grad
 from .inputs import check_apart, check_inputs, check_kind, typed
 from .modules import Model, Module
 from .training import Optimizer
@@ -18,18 +18,16 @@ from .training import Optimizer
 # %% ../nbs/21_precision.ipynb #21000015
 class WideLoss(Module):
     "A loss that is computed in float32, whatever dtype the predictions have; their gradient has theirs."
-    # float() of float32 is x itself, and a view is another tensor, with a .g of its own
-    rule = Rule(lambda x: x.float().view_as(x), lambda g, out, x: g.to(x.dtype))
     def __init__(self, loss: Module): # Called with the predictions in float32, and the targets
         check_kind('WideLoss', 'loss', loss, Module)
         self.loss = loss
     def forward(self, preds, targ):
         check_inputs('WideLoss', preds=preds)
-        self.wide = self.rule.forward(preds)
+        self.wide = preds.float().view_as(preds) # of float32 it would be preds itself: a view has a .g of its own
         return self.loss(self.wide, targ)
     def bwd(self, out, preds, targ):
         self.loss.backward() # from out.g: it has the same output
-        self.rule.add_grads(self.wide, preds)
+        add_grad(preds, self.wide.g.to(preds.dtype))
 
 # %% ../nbs/21_precision.ipynb #21000018
 class LowPrecision:
