@@ -2,7 +2,7 @@
 import torch
 from .asking import ask, exercise
 
-@exercise('29.3', 'Write `step(p, master, g, lr)`, which steps `master` and returns the new `p`.',
+@exercise('29.3', 'Write `master_step(p, master, g, lr)`, which steps `master` and returns the new `p`.',
     'In bfloat16 alone the weight would not have moved in any of the steps.', slips={
     'That steps the short weights, and small steps are rounded away.': lambda p, master, g, lr: p - lr*g,
     'Gradient descent goes against the gradient.': lambda p, master, g, lr: master.add_(lr*g.float()).to(p.dtype)},

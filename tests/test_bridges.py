@@ -242,6 +242,14 @@ def test_only_what_is_asked_for_has_a_gradient():
         f.apply(*ts).sum().backward()
         assert [t.grad is not None for t in ts] == [i == j for j in range(3)]
 
+def test_what_is_not_asked_for_is_none():
+    f = to_function(Lin.rule, 'F')
+    for i in range(3):
+        ts = [t.clone().requires_grad_(i == j) for j,t in enumerate((rand(5, 4), rand(4, 3), rand(3)))]
+        out = f.apply(*ts)
+        with torch.no_grad(): returned = f.backward(out.grad_fn, rand(5, 3)) # as the engine calls it
+        assert [g is not None for g in returned] == [i == j for j in range(3)]
+
 def test_per_example_gradients():
     layer,(x,) = made('Lin')
     net = as_torch(layer)
