@@ -70,7 +70,7 @@ def _by_rule(rule, name):
         "The gradients of the inputs, from the gradient `g` of the output."
         tensors = g,*ctx.saved_tensors
         with _inside(tensors): grads = _first_only(name, lambda: rule.grads(*tensors), tensors)
-        return tuple(t if need else None for t,need in zip(grads, ctx.needs_input_grad))
+        return tuple(t if need else None for t,need in zip(grads, ctx.needs_input_grad, strict=True))
     return dict(forward=forward, setup_context=setup_context, backward=backward)
 
 # %% ../nbs/tools/bridges.ipynb #br200011
