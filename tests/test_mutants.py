@@ -61,7 +61,8 @@ def test_backward_functions_are_found(root):
     assert found >= {f'{k}.{o}' for k,v in expected.items() for o in v.split()}
     layers = ('Relu', 'Sigmoid', 'Linear', 'Sequential')
     assert found >= {f'closures.{o}.forward{p}' for o in layers for p in ('', '.backward')}
-    assert found >= {'gradients.to_function.forward', 'gradients.to_function.backward'} # of every autograd.Function
+    assert found >= {'bridges._by_rule.setup_context', 'bridges._by_rule.backward', 'bridges._by_module.backward',
+                     'bridges.register_op.backward'} # of every autograd.Function, and every operator
     # neither what checks a gradient, nor what goes forward, nor what must be overridden
     assert not found & {'checks.numerical_grad', 'checks.autograd_grad', 'checks.check_grad', 'forward.lin',
                         'training.softmax', 'modules.Module.bwd', 'training.Optimizer.update'}
