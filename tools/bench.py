@@ -14,7 +14,7 @@ from fb_pass.checks import peak_memory
 from fb_pass.compiled import compile_step
 from fb_pass.datasets import get_data
 from fb_pass.doctor import check_layer
-from fb_pass.gradients import to_function
+from fb_pass.bridges import to_function
 from fb_pass.library import to_torch
 from fb_pass.modules import Lin, Model, Mse, Relu
 from fb_pass.normalization import normalize

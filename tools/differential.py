@@ -8,7 +8,8 @@ import mpmath, numpy as np, torch, torch.nn.functional as F
 from fastcore.script import call_parse
 from fb_pass import closures
 from fb_pass.autograd import LinFunction, MseFunction, ReluFunction
-from fb_pass.gradients import Rule, add_grad, to_function
+from fb_pass.bridges import to_function
+from fb_pass.gradients import Rule, add_grad
 from fb_pass.modules import Lin, Model, Module, Mse, Op, Relu
 from fb_pass.training import SGD, AdamW, CrossEntropy, cross_entropy_rule, dataloader, fit, one_cycle
 from rich.progress import track
