@@ -135,9 +135,8 @@ def _by_module(module, name):
     return dict(forward=forward, backward=backward)
 
 # %% ../nbs/tools/bridges.ipynb #br200013
-_passes = 'forward', 'bwd', 'backward'
-
-def _unchanged(cls, base): return all(getattr(cls, k) is getattr(base, k) for k in ('__call__', *_passes))
+def _unchanged(cls, base):
+    return all(getattr(cls, k) is getattr(base, k) for k in ('__call__', 'forward', 'bwd', 'backward'))
 
 def _rule_of(o):
     "The rule that says all about a layer, the class of one, or a rule; None if there is none."

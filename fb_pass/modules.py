@@ -98,6 +98,7 @@ class Model(Module):
         return x
     def bwd(self, out, x, targ):
         upstream = getattr(out, 'g', None) # nothing, and so 1, unless the loss itself is used further
-        if backward_pass.first is self: self.zero_grad() # a second backward gives the same gradients, not larger ones
+        if getattr(backward_pass, 'first', self) is self: # else it is a part of another module, which may add to them
+            self.zero_grad() # a second backward gives the same gradients, not larger ones
         self.loss.out.g = upstream
         for step in reversed((*self.layers, self.loss)): step.backward()

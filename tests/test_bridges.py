@@ -462,3 +462,10 @@ def test_models_inside_a_module_do_not_clear_each_other():
     two(x, y, z); two.backward()
     check_grad(w.g, v.grad)
     check_grad(x.g, b.grad)
+
+def test_the_backward_of_a_model_can_be_called_by_itself():
+    model,(x,y) = mlp(4, 5, 3, dtype=torch.float64),(rand(6, 4), ids(6, n=3))
+    model(x, y); model.backward()
+    want = [p.g for p in model.params]
+    for _ in range(2): model.bwd(model.out, x, y)
+    for p,g in zip(model.params, want): check_grad(p.g, g)
