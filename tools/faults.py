@@ -708,9 +708,20 @@ class Net(NamedTuple):
     model: Model
     inputs: list
     wrong: list # (number of the step, Case), from the loss back
+    def shows(self):
+        "Does it make a difference, for each of the faults?"
+        self.model(*self.inputs)
+        for i,case in self.wrong:
+            step = (*self.model.layers, self.model.loss)[i]
+            yield case.differs(step.join(step.args), Draw(i).gen)
 
-def network(seed, count=1, closure=False):
+def network(seed, count=1):
     "A model of linear layers, ReLU and a loss, with faults in `count` of its steps. Sizes and faults are random."
+    # A fault may make no difference: one output cannot be permuted, and of a ReLU that is 0 everywhere nothing comes back.
+    return next(net for i in range(50) if all((net := drawn_network(seed + 10_000*i, count)).shows()))
+
+def drawn_network(seed, count):
+    "One draw of `network`."
     d = Draw(seed)
     depth = d.int(2, 4)
     loss = 'cross_entropy' if d.int(0, 1) else 'mse'
