@@ -717,7 +717,7 @@ class Net(NamedTuple):
 
 def network(seed, count=1):
     "A model of linear layers, ReLU and a loss, with faults in `count` of its steps. Sizes and faults are random."
-    # A fault may make no difference: one output cannot be permuted, and of a ReLU that is 0 everywhere nothing comes back.
+    # A fault may make no difference: one output cannot be permuted, a ReLU may be 0 everywhere.
     return next(net for i in range(50) if all((net := drawn_network(seed + 10_000*i, count)).shows()))
 
 def drawn_network(seed, count):
