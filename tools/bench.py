@@ -10,11 +10,11 @@ import numpy as np
 import torch, torch.nn.functional as F
 from fastcore.script import call_parse
 from fb_pass.backward import lin_rule, relu_rule
+from fb_pass.bridges import to_function
 from fb_pass.checks import peak_memory
 from fb_pass.compiled import compile_step
 from fb_pass.datasets import get_data
 from fb_pass.doctor import check_layer
-from fb_pass.bridges import to_function
 from fb_pass.library import to_torch
 from fb_pass.modules import Lin, Model, Mse, Relu
 from fb_pass.normalization import normalize

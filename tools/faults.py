@@ -709,16 +709,16 @@ class Net(NamedTuple):
     inputs: list
     wrong: list # (number of the step, Case), from the loss back
     def shows(self):
-        "Does it make a difference, for each of the faults?"
+        "Does each of the faults make a difference?"
         self.model(*self.inputs)
-        for i,case in self.wrong:
-            step = (*self.model.layers, self.model.loss)[i]
-            yield case.differs(step.join(step.args), Draw(i).gen)
+        steps = *self.model.layers,self.model.loss
+        return all(case.differs(steps[i].join(steps[i].args), Draw(i).gen) for i,case in self.wrong)
 
 def network(seed, count=1):
     "A model of linear layers, ReLU and a loss, with faults in `count` of its steps. Sizes and faults are random."
     # A fault may make no difference: one output cannot be permuted, a ReLU may be 0 everywhere.
-    return next(net for i in range(50) if all((net := drawn_network(seed + 10_000*i, count)).shows()))
+    nets = (drawn_network(seed + 10_000*i, count) for i in range(50))
+    return next(net for net in nets if net.shows())
 
 def drawn_network(seed, count):
     "One draw of `network`."

@@ -305,6 +305,11 @@ def test_what_others_make_of_the_same_faults():
     _,said = doctor_trials.beside((-1, 0))
     assert not any(bad for bad,_,_ in said.values())
 
+def test_each_fault_of_a_network_makes_a_difference():
+    assert not faults.drawn_network(13, 1).shows(), 'its weight has one column, and the columns are permuted'
+    found = doctor_trials.networks((13, 1))
+    assert found['caught'] and found['named'] and not found['blamed']
+
 def test_the_smallest_fault():
     _,size = doctor_trials.smallest(('relu', 'all', 0, 'float64'))
     assert 1e-16 < size < 1e-11
