@@ -3,10 +3,13 @@ import copy, shutil
 
 import pytest, torch
 from fb_pass import compiled
-from fb_pass.attention import Embedding
+from fb_pass.activations import Gelu as RealGelu
+from fb_pass.attention import AttentionWeights, Embedding, Softmax
 from fb_pass.compiled import PASSES, CompiledStep, Script, compile_step, improve, record, state_of
+from fb_pass.gpt import ClippedAdamW, gpt
 from fb_pass.gradients import Rule
 from fb_pass.modules import Lin, Model, Module, Mse, Op, Relu
+from fb_pass.norms import LayerNorm, layer_norm_rule, standardize, standardize_grad
 from fb_pass.training import SGD, AdamW, CrossEntropy, Optimizer, dataloader, fit, mlp, one_cycle, train_step
 
 aten = torch.ops.aten
@@ -326,6 +329,180 @@ def test_without_torchs_adam_it_stays_as_it_is(monkeypatch):
     monkeypatch.delattr(torch, '_fused_adamw_')
     ours,(x,y) = pair('AdamW'),batch()
     assert 'sqrt' in Script(improve(record(*ours, x, y)), state_of(*ours)).source
+
+# Layers at once, and fewer copies
+
+def small_gpt(dtype=torch.float64):
+    model = gpt(5, 4, 2, n_head=2, width=6, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    gen = torch.Generator().manual_seed(1)
+    tokens = torch.randint(5, (3, 4), generator=gen),torch.randint(5, (3, 4), generator=gen)
+    return (model, ClippedAdamW(model.params, .01)), tokens
+
+def source_of(ours, x, y, passes=PASSES):
+    return Script(improve(record(*ours, x, y), passes), state_of(*copy.deepcopy(ours))).source
+
+def as_readable(ours, x, y, steps=3, rtol=1e-12):
+    "The recorded step takes the steps of the readable one."
+    theirs,step = copy.deepcopy(ours),compile_step(*ours, x, y)
+    for _ in range(steps): assert step(x, y) == pytest.approx(train_step(*theirs, x, y), rel=rtol)
+    same(ours, theirs, 10*rtol)
+
+def test_a_gpt_is_few_calls_and_the_same_numbers():
+    ours,tokens = small_gpt()
+    source = source_of(ours, *tokens)
+    calls = {'native_layer_norm(': 5, 'native_layer_norm_backward': 5, 'gelu_out': 2, '_gelu_grad_to': 2,
+             '_softmax_backward_data': 2, 'where(': 2, 'masked_fill': 0, 'clone(': 0, 'erf': 0, 'exp(': 1}
+    assert {k: source.count(k) for k in calls} == calls, source
+    as_readable(ours, *tokens, steps=5)
+
+@pytest.mark.parametrize('skipped', range(len(PASSES)))
+def test_a_gpt_without_one_of_the_passes(skipped, monkeypatch):
+    monkeypatch.setitem(compiled.BACKENDS, 'replay', ([*PASSES[:skipped], *PASSES[skipped+1:]], compiled._replay))
+    ours,tokens = small_gpt()
+    as_readable(ours, *tokens)
+
+def test_fewer_copies_are_fewer():
+    ours,tokens = small_gpt()
+    every,without = (source_of(ours, *tokens, passes).count('_copy(')
+                     for passes in (PASSES, [f for f in PASSES if f is not compiled.fewer_copies]))
+    assert every <= without - 2*3 # in each of two blocks: keys, values, and the gradient of the heads
+
+def of_layers(*layers, classes=6):
+    model = Model.from_layers([*layers, *mlp(classes, 4, dtype=torch.float64).layers], CrossEntropy())
+    return model, SGD(model.params, .1)
+
+class Rows(Module):
+    "A layer for `(n, t, c)` in a model of `(n, c)`."
+    def __init__(self, layer): self.layer = layer
+    def forward(self, x): return self.layer(x.view(3, 3, -1)).reshape(9, -1)
+    def bwd(self, out, x):
+        self.layer.out.g = out.g.view(3, 3, -1)
+        self.layer.backward()
+        x.g = self.layer.args[0].g.reshape(x.shape)
+
+def drawn(*shape): return torch.randn(*shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+def double_norm(c=6, bias=True): return LayerNorm(1 + drawn(c)/3, drawn(c) if bias else None)
+
+@pytest.mark.parametrize('layer, calls', [
+    (lambda: double_norm(), ['native_layer_norm(', 'native_layer_norm_backward']),
+    (lambda: double_norm(bias=False), ['native_layer_norm(', 'native_layer_norm_backward']),
+    (lambda: Rows(double_norm()), ['native_layer_norm(', 'native_layer_norm_backward']),
+    (lambda: RealGelu(), ['gelu_out', '_gelu_grad_to']), (lambda: Softmax(), ['_softmax_backward_data'])])
+def test_a_layer_is_one_call_each_way(layer, calls):
+    ours,(x,y) = of_layers(Lin(drawn(6, 6), drawn(6)), layer()),batch()
+    source = source_of(ours, x, y)
+    assert [source.count(k) for k in calls] == [1]*len(calls), source
+    as_readable(ours, x, y)
+
+# What is nearly a layer norm: forward or backward differ in one thing.
+
+right = layer_norm_rule(1e-5)
+def xhat_and_std(x): return standardize(x, -1, 1e-5)
+def weight_gradient(g, x, w): return (g*xhat_and_std(x)[0]).sum_to_size(w.shape)
+def for_each_entry(x, w): return xhat_and_std(x)[0]*w
+def for_each_entry_grad(g, out, x, w): return standardize_grad(g*w, *xhat_and_std(x)), g*xhat_and_std(x)[0]
+def over_columns(x, w): return standardize(x, 0, 1e-5)[0]*w
+def over_columns_grad(g, out, x, w):
+    xhat,std = standardize(x, 0, 1e-5)
+    return standardize_grad(g*w, xhat, std), (g*xhat).sum_to_size(w.shape)
+def eps_outside(x, w):
+    centered = x - x.mean(-1, True)
+    return centered/(centered.pow(2).mean(-1, True).sqrt() + 1e-5)*w
+def eps_of_data(x, w): return standardize(x, -1, w[0])[0]*w
+def wrong_means(g, x, w, axis, n):
+    (xhat,std),gw = xhat_and_std(x),g*w
+    m,k = (t.sum([axis], keepdim=True)/n for t in (gw, gw*xhat))
+    return (gw - m - xhat*k)/std, weight_gradient(g, x, w)
+def mean_forgotten(g, out, x, w):
+    xhat,std = xhat_and_std(x)
+    return (g*w - xhat*((g*w*xhat).sum([1], keepdim=True)/6))/std, weight_gradient(g, x, w)
+def another_width(g, out, x, w): return wrong_means(g, x, w, 1, 7)
+def over_the_batch(g, out, x, w): return wrong_means(g, x, w, 0, 6)
+def wrong_axis(g, out, x, w):
+    xhat,std = xhat_and_std(x)
+    return standardize_grad(g*w, xhat, std), (g*xhat).sum([1], keepdim=True).view(w.shape)
+def another_weight(g, out, x, w):
+    weight_grad = weight_gradient(g, x, w) # before the weight that is used below
+    return standardize_grad(g*w.flip(0), *xhat_and_std(x)), weight_grad
+
+@pytest.mark.parametrize('forward, backward, shape, calls', [
+    (for_each_entry, for_each_entry_grad, (6, 6), (0, 0)), (over_columns, over_columns_grad, (6,), (0, 0)),
+    (eps_outside, right.backward, (6,), (1, 1)), (eps_of_data, right.backward, (6,), (1, 1)),
+    (right.forward, mean_forgotten, (6,), (1, 0)), (right.forward, another_width, (6,), (1, 0)),
+    (right.forward, over_the_batch, (6,), (1, 0)), (right.forward, wrong_axis, (6,), (1, 0)),
+    (right.forward, another_weight, (6,), (1, 0))])
+def test_what_is_nearly_a_layer_norm_stays_what_it_is(forward, backward, shape, calls):
+    class NormLike(Op):
+        rule,uses = Rule(forward, backward),('w',)
+        def __init__(self): self.w = 1 + drawn(*shape)/3
+    ours,(x,y) = of_layers(Lin(drawn(6, 6), drawn(6)), NormLike()),batch(6) # sums of rows and columns have one shape
+    source = source_of(ours, x, y)
+    assert (source.count('native_layer_norm('), source.count('native_layer_norm_backward')) == calls, source
+    as_readable(ours, x, y)
+
+@pytest.mark.parametrize('seen', ['all', 'a row of nobody', 'by the numbers'])
+def test_a_masked_row_stays_zero(seen):
+    class Seen(Module):
+        def __init__(self): self.inner = AttentionWeights()
+        def forward(self, x):
+            mask = torch.ones(9, 9, dtype=torch.bool).tril()
+            if seen == 'a row of nobody': mask = mask & (torch.arange(9) != 0)
+            if seen == 'by the numbers': mask = mask & (x[:,0] > -10)
+            return self.inner(x, x, mask)
+        def bwd(self, out, x):
+            self.inner.out.g = out.g
+            self.inner.backward()
+    ours,(x,y) = of_layers(Seen(), classes=9),batch()
+    assert source_of(ours, x, y).count('where(') == (1 if seen == 'all' else 2)
+    x = x.clone()
+    x[4,0] = -20. # nobody may see it, if it goes by the numbers
+    as_readable(ours, x, y)
+
+def test_a_mask_that_only_lowers_scores_does_not_make_zeros():
+    class Lowered(Op):
+        def forward(self, x):
+            mask = torch.ones(9, 9, dtype=torch.bool).triu(1)
+            return (x@x.mT).masked_fill(mask, -3.).softmax(-1).masked_fill(mask, 0.)
+        def bwd(self, out, x): x.g = out.g[:,:6]
+    ours,(x,y) = of_layers(Lowered(), classes=9),batch()
+    assert source_of(ours, x, y).count('where(') == 2
+    as_readable(ours, x, y)
+
+@pytest.mark.parametrize('also_as_rows', [False, True])
+def test_a_transposed_copy_that_is_cut_otherwise(also_as_rows):
+    k,l = drawn(9, 2, 2),drawn(6, 3, 3)
+    class Cut(Module):
+        params = ()
+        def forward(self, x):
+            if not also_as_rows: return torch.bmm(x.view(9, 2, 3).transpose(-2, -1).reshape(6, 3, 3), l).view(9, 6)
+            t = x.view(3, 3, 2, 3).transpose(0, 1).transpose(-2, -1).reshape(9, 3, 2)
+            return torch.bmm(t, k).view(9, 6) + t.view(9, 6)
+        def bwd(self, out, x): x.g = out.g # not its gradient, and that is no matter here
+    ours,(x,y) = of_layers(Cut()),batch()
+    as_readable(ours, x, y)
+
+def test_a_gradient_that_is_stretched_over_a_softmax():
+    class Stretched(Softmax):
+        def bwd(self, out, x):
+            g = out.g.sum(0, keepdim=True)
+            x.g = out*(g - (g*out).sum(-1, keepdim=True))
+    ours,(x,y) = of_layers(Lin(drawn(6, 6), drawn(6)), Stretched()),batch()
+    assert '_softmax_backward_data' not in source_of(ours, x, y)
+    as_readable(ours, x, y)
+
+class Twice(Module):
+    "Two running values that are computed alike."
+    buffers = 'one','other'
+    def __init__(self): self.one,self.other = torch.zeros(6, dtype=torch.float64),torch.zeros(6, dtype=torch.float64)
+    def forward(self, x):
+        self.one,self.other = x.mean(0)/2,x.mean(0)/2
+        return x*1
+    def bwd(self, out, x): x.g = out.g
+
+def test_two_values_that_are_computed_alike_are_both_renewed():
+    ours = of_layers(Twice())
+    as_readable(ours, *batch())
+    assert ours[0].layers[0].one.abs().min() > 0
 
 def test_a_shape_that_comes_rarely_is_not_recorded():
     model,opt = pair()
