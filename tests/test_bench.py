@@ -23,20 +23,21 @@ def slow(name): return name == 'torch.compile' # a minute of compilation; `make 
 @pytest.mark.parametrize('name', [k for k in STEPS if not slow(k)])
 def test_everybody_computes_the_same(name, batch):
     if name == 'JAX jit': pytest.importorskip('jax', reason='JAX is in the extra of the benchmark only')
-    bench.same_results({'ours': ours, name: STEPS[name]}, SIZES, *batch)
+    bench.same_results(bench.of(SIZES, {'ours': ours, name: STEPS[name]}), *batch)
 
 def test_who_computes_something_else_is_refused(batch):
     def off(sizes, x, y):
         step,weights = ours(sizes, x, y)
         return step, lambda: [w*(1 + 1e-3) for w in weights()]
     with pytest.raises(SystemExit, match='off computes something else than ours'):
-        bench.same_results({'ours': ours, 'off': off}, SIZES, *batch)
+        bench.same_results(bench.of(SIZES, {'ours': ours, 'off': off}), *batch)
 
 def test_a_loss_that_differs_is_refused(batch):
     def off(sizes, x, y):
         step,weights = ours(sizes, x, y)
         return lambda: step() + .1, weights
-    with pytest.raises(SystemExit, match='off computes'): bench.same_results({'ours': ours, 'off': off}, SIZES, *batch)
+    with pytest.raises(SystemExit, match='off computes'):
+        bench.same_results(bench.of(SIZES, {'ours': ours, 'off': off}), *batch)
 
 def test_numpy_cross_entropy_is_ours():
     o,y = torch.randn(5, 4), torch.tensor([0, 3, 1, 1, 2])

@@ -1,11 +1,12 @@
 """The recorded step is the readable step: same numbers, same errors, and nothing else changes."""
 import copy, shutil
 
-import pytest, torch
+import pytest, torch, torch.nn.functional as F
 from fb_pass import compiled
 from fb_pass.activations import Gelu as RealGelu
 from fb_pass.attention import AttentionWeights, Embedding, Softmax
 from fb_pass.compiled import PASSES, CompiledStep, Script, compile_step, improve, record, state_of
+from fb_pass.convolution import Conv2d, Flatten, Unflatten
 from fb_pass.gpt import ClippedAdamW, gpt
 from fb_pass.gradients import Rule
 from fb_pass.modules import Lin, Model, Module, Mse, Op, Relu
@@ -392,6 +393,52 @@ def test_a_layer_is_one_call_each_way(layer, calls):
     ours,(x,y) = of_layers(Lin(drawn(6, 6), drawn(6)), layer()),batch()
     source = source_of(ours, x, y)
     assert [source.count(k) for k in calls] == [1]*len(calls), source
+    as_readable(ours, x, y)
+
+def convolving(first, **how):
+    "Two convolutions of images of two channels, 7 x 6, the first of which has a bias."
+    layers = [Conv2d(drawn(3, 2, *first)/4, drawn(3), **how), Relu(), Conv2d(drawn(4, 3, 2, 3)/4, padding=(1, 2))]
+    images = Unflatten(2, 7, 6)
+    out = images.forward(drawn(9, 84))
+    for layer in layers: out = layer.forward(out)
+    return of_layers(Lin(drawn(6, 84)/4, drawn(84)), images, *layers, Flatten(), classes=out[0].numel())
+
+@pytest.mark.parametrize('first, how', [
+    ((3, 3), dict()), ((3, 2), dict(stride=2, padding=1)), ((2, 2), dict(stride=(3, 1))),
+    ((2, 3), dict(dilation=(3, 1), padding=(0, 2))), ((1, 1), dict(stride=2))])
+def test_a_convolution_is_one_call_each_way(first, how):
+    ours,(x,y) = convolving(first, **how),batch()
+    source = source_of(ours, x, y)
+    calls = {'= convolution(': 4, 'convolution_backward_default(': 2, 'col2im': 0, 'im2col': 0, 'bmm': 0}
+    assert {k: source.count(k) for k in calls} == calls, source
+    as_readable(ours, x, y)
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='inductor needs a C++ compiler')
+def test_layers_by_inductor():
+    images,conv = Unflatten(1, 3, 2),Conv2d(drawn(2, 1, 2, 2)/2, drawn(2), padding=1)
+    ours,(x,y) = of_layers(images, conv, Flatten(), double_norm(24), RealGelu(), classes=24),batch()
+    theirs,step = copy.deepcopy(ours),compile_step(*ours, x, y, backend='inductor')
+    for _ in range(2): assert step(x, y) == pytest.approx(train_step(*theirs, x, y), rel=1e-12)
+    same(ours, theirs, 1e-10)
+
+@pytest.mark.parametrize('kind', ['cut otherwise', 'channels last', 'places summed'])
+def test_what_is_nearly_a_convolution_stays_what_it_is(kind):
+    size = (2, 3)
+    def columns(x): return F.unfold(x, size) # (n, 12, 24) of images (n, 2, 7, 6): 6 x 4 places
+    shape = (4, 6) if kind == 'cut otherwise' else (6, 4)
+    def forward(x, w): return (w.flatten(1)@columns(x)).unflatten(2, shape)
+    def backward(g, out, x, w):
+        g = g.flatten(2)
+        grad = (g@columns(x).mT).sum(0)
+        if kind == 'places summed': grad = grad.flatten().roll(1) # and so in another shape before the last view
+        return F.fold(w.flatten(1).t()@g, x.shape[2:], size), grad.view(w.shape)
+    class Nearly(Op):
+        rule,uses = Rule(forward, backward),('w',)
+        def __init__(self): self.w = drawn(5, *((2, *size) if kind != 'channels last' else (*size, 2)))/4
+    ours,(x,y) = of_layers(Lin(drawn(6, 84)/4, drawn(84)), Unflatten(2, 7, 6), Nearly(), Flatten(), classes=120),batch()
+    source = source_of(ours, x, y)
+    assert ('= convolution(' in source) == ('im2col' in source and kind == 'places summed'), source
+    assert 'convolution_backward' not in source
     as_readable(ours, x, y)
 
 # What is nearly a layer norm: forward or backward differ in one thing.

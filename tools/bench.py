@@ -15,6 +15,7 @@ from fb_pass.checks import peak_memory
 from fb_pass.compiled import compile_step
 from fb_pass.datasets import get_data
 from fb_pass.doctor import check_layer
+from fb_pass.gpt import encode, get_text, windows
 from fb_pass.library import to_torch
 from fb_pass.modules import Lin, Model, Mse, Relu
 from fb_pass.normalization import normalize
@@ -27,7 +28,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, TensorDataset
 
-from contenders import STEPS
+import gpt
+from contenders import CNN, GPT, STEPS
 
 root = Path(__file__).resolve().parent.parent
 console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -46,11 +48,11 @@ def batch(data, n):
     x,y = data
     return x[:n].contiguous(), y[:n].contiguous()
 
-def same_results(makers, sizes, x, y, steps=3):
+def same_results(makers, x, y, steps=3):
     "Refuse to time what does not compute the same: loss and parameters after some steps."
     want = None
     for name,make in makers.items():
-        step,weights = make(sizes, x, y)
+        step,weights = make(x, y)
         if weights is None: continue
         got = [np.asarray([step() for _ in range(steps)]), *[np.array(o) for o in weights()]]
         if want is None: want = got
@@ -80,10 +82,13 @@ def summary(seconds):
     mid = {k: statistics.median(v) for k,v in seconds.items()}
     return {k: dict(median=mid[k], quartiles=[float(q) for q in np.quantile(v, [.25, .75])]) for k,v in seconds.items()}
 
-def steps(makers, sizes, n, data, threads, rounds, label):
-    x,y = batch(data, n)
-    same_results(makers, sizes, x, y)
-    return summary(take_turns({k: make(sizes, x, y)[0] for k,make in makers.items()}, threads, rounds, label=label))
+def of(sizes, makers=STEPS):
+    "Those who take part, for a network of these sizes."
+    return {k: partial(make, sizes) for k,make in makers.items()}
+
+def steps(makers, x, y, threads, rounds, label):
+    same_results(makers, x, y)
+    return summary(take_turns({k: make(x, y)[0] for k,make in makers.items()}, threads, rounds, label=label))
 
 def libraries():
     "Which library multiplies matrices, for torch, numpy and JAX, and for which processor it was chosen."
@@ -94,11 +99,11 @@ def libraries():
             'numpy': ', '.join(f"{o['internal_api']} {o['version']}, kernels for {o['architecture']}" for o in blas),
             'JAX': f"XLA of jaxlib {version('jaxlib')}"}
 
-def kernels(makers, sizes, n, data):
+def kernels(makers, x, y):
     "For each row the operations of torch that multiply matrices in one step, or the library that does."
-    x,y,found = *batch(data, n),{}
+    found = {}
     for name,make in makers.items():
-        step = make(sizes, x, y)[0]
+        step = make(x, y)[0]
         step()
         with profile(activities=[ProfilerActivity.CPU]) as prof: step()
         names = Counter(o.name for o in prof.events() if re.search('(mm|linear|fused.*)$', o.name.split('<')[0]))
@@ -214,7 +219,7 @@ def sweeps(makers, data, threads, rounds):
     found = {}
     for name,cases in SWEEPS.items():
         sizes_of = {'batch': lambda s,n: n, 'width': lambda s,n: s[1], 'depth': lambda s,n: len(s) - 2}[name]
-        rows = [steps(makers, s, n, data, threads, rounds, f'growth with {name}') for s,n in cases]
+        rows = [steps(of(s, makers), *batch(data, n), threads, rounds, f'growth with {name}') for s,n in cases]
         at = [sizes_of(*c) for c in cases]
         seconds = {k: [r[k]['median'] for r in rows] for k in makers}
         def slope(k): return float(np.polyfit(np.log(at[-3:]), np.log(seconds[k][-3:]), 1)[0])
@@ -250,13 +255,18 @@ def main(
     x_train,y_train,x_valid,y_valid = get_data()
     mean,std = x_train.mean(),x_train.std()
     data = normalize(x_train, mean, std),y_train
+    text,vocab = get_text()
+    block = gpt.shape['block']
+    cases = {k: (of(sizes), *batch(data, n)) for k,(sizes,n) in NETS.items()}
+    cases |= {'the convolutional network of room 13, batch of 64': (CNN, *batch(data, 64)),
+              'the GPT of room 18, 12 windows of 64': (GPT, *windows(encode(text, vocab)[:12*block + 1], block, block))}
     found = {}
-    for name,(sizes,n) in NETS.items():
+    for name,(makers,x,y) in cases.items():
         if only in name:
-            found[name] = steps(STEPS, sizes, n, data, threads, rounds, name)
+            found[name] = steps(makers, x, y, threads, rounds, name)
             show(name, found[name])
     if only: return
-    math_by,by = libraries(),kernels(STEPS, SMALL, 64, data)
+    math_by,by = libraries(),kernels(of(SMALL), *batch(data, 64))
     for k,v in math_by.items(): console.print(f'{k}: {v}')
     for k,v in by.items(): console.print(f'  {k}: {v}')
     for_training = *data, normalize(x_valid, mean, std), y_valid

@@ -1,12 +1,17 @@
-"One training step, by everybody who takes part in `make bench`: the same network, batch and plain gradient descent."
+"One training step, by everybody who takes part in `make bench`: the same network, batch and optimizer."
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fb_pass.compiled import compile_step
 from fb_pass.closures import Learner, Linear, Relu, SGDOptimizer, Sequential
+from fb_pass.gpt import ClippedAdamW
 from fb_pass.initialization import kaiming_normal
 from fb_pass.library import to_torch
 from fb_pass.training import SGD, mlp, train_step
+
+import cnn, gpt
 
 LR = 0.01
 
@@ -41,6 +46,9 @@ def _torch_step(sizes, x, y, compiled=False, **kwargs):
     with torch.no_grad():
         start = [o for w,b in params_of(sizes) for o in (w.T, b)]
         for p,q in zip(net.parameters(), start): p.copy_(torch.from_numpy(q))
+    return _by_sgd(net, x, y, compiled, **kwargs), lambda: [p.detach().t().numpy() for p in net.parameters()]
+
+def _by_sgd(net, x, y, compiled, **kwargs):
     opt = torch.optim.SGD(net.parameters(), LR, **kwargs)
     def loss_of(x, y): return F.cross_entropy(net(x), y)
     if compiled: loss_of = torch.compile(loss_of)
@@ -50,7 +58,7 @@ def _torch_step(sizes, x, y, compiled=False, **kwargs):
         opt.step()
         opt.zero_grad()
         return loss.item()
-    return step, lambda: [p.detach().t().numpy() for p in net.parameters()]
+    return step
 
 def torch_eager(sizes, x, y): return _torch_step(sizes, x, y)
 def torch_fused(sizes, x, y): return _torch_step(sizes, x, y, fused=True)
@@ -152,3 +160,32 @@ STEPS = {'ours': ours, 'ours, compile_step': ours_replayed, 'ours, by inductor':
          'torch.compile': torch_compile, 'JAX jit': jax_jit,
          'our numpy closures': numpy_closures, 'plain numpy': numpy_plain, 'numpy, buffers kept': numpy_buffered,
          'all matrix products': products, 'the two large products': two_large_products}
+
+# Larger networks: the readable classes, recorded, and the same network by torch
+
+VOCAB,GPT_LR = 65,1e-3
+
+def _five(new, optimizer, by_torch):
+    """Ways to take a step of the model that `new()` makes. They are compared by the losses of the first steps alone: a
+    step of Adam is as long for a gradient that is nothing but rounding."""
+    def ours(x, y):
+        model = new()
+        opt = optimizer(model.params)
+        return lambda: train_step(model, opt, x, y), list
+    def recorded(x, y, backend):
+        model = new()
+        step = compile_step(model, optimizer(model.params), x, y, backend)
+        return lambda: step(x, y), list
+    def theirs(x, y, compiled): return by_torch(new(), x, y, compiled), list
+    return {'ours': ours, 'ours, compile_step': partial(recorded, backend='replay'),
+            'ours, by inductor': partial(recorded, backend='inductor'),
+            'torch eager': partial(theirs, compiled=False), 'torch.compile': partial(theirs, compiled=True)}
+
+def _gpt_by_torch(model, x, y, compiled):
+    net = gpt.to_torch(model, gpt.shape['n_layer'], gpt.shape['n_head'])
+    opt = gpt.torch_optimizer(net)
+    if compiled: net = torch.compile(net)
+    return lambda: gpt.torch_step(net, opt, x, y, GPT_LR)
+
+CNN = _five(lambda: cnn.new(0), lambda ps: SGD(ps, LR), lambda model, *args: _by_sgd(to_torch(model), *args))
+GPT = _five(lambda: gpt.new(VOCAB, 0), lambda ps: ClippedAdamW(ps, GPT_LR), _gpt_by_torch)
