@@ -112,7 +112,7 @@ docs-serve: docs  ## show the site at http://localhost:8000 (PORT=... for anothe
 	$(BIN)/python -m http.server --bind localhost --directory _docs $(PORT)
 
 test-site: docs  ## build the site and try every page in Chromium; pictures of the pages are left in _screenshots/
-	$(BIN)/pytest -n $(JOBS) -m site tests/test_site.py tests/test_viewer_browser.py
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m site tests/test_site.py tests/test_viewer_browser.py
 
 badges: $(READY)  ## write badges, neighbors and the table of the index into the notebooks (SOURCES=folder: into others)
 	@$(BIN)/python tools/badges.py $(if $(SOURCES),--sources '$(SOURCES)')

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import bench
 from contenders import STEPS, numpy_cross_entropy, ours, params_of
+from fb_pass.gpt import windows
 from fb_pass.training import cross_entropy, cross_entropy_grad
 
 SIZES = 12, 7, 6, 4
@@ -24,6 +25,11 @@ def slow(name): return name == 'torch.compile' # a minute of compilation; `make 
 def test_everybody_computes_the_same(name, batch):
     if name == 'JAX jit': pytest.importorskip('jax', reason='JAX is in the extra of the benchmark only')
     bench.same_results(bench.of(SIZES, {'ours': ours, name: STEPS[name]}), *batch)
+
+@pytest.mark.parametrize('name', bench.LARGE)
+def test_larger_networks_compute_the_same_as_torch(name):
+    x,y = windows(torch.arange(12*64 + 1)*7 % 65, 64, 64) if 'GPT' in name else (torch.rand(8, 784), torch.arange(8))
+    bench.same_results({k: bench.LARGE[name][k] for k in ('ours', 'ours, compile_step', 'torch eager')}, x, y)
 
 def test_who_computes_something_else_is_refused(batch):
     def off(sizes, x, y):
@@ -61,7 +67,8 @@ def test_everybody_takes_as_many_turns():
 def test_kept_results_are_complete():
     kept = json.loads((ROOT/'results'/'speed.json').read_text(encoding='utf-8'))
     assert kept['digits'] == 50_000
-    for case in bench.NETS: assert set(kept['cases'][case]) == set(STEPS), f'{case}: run `make bench` again'
+    for case,makers in (dict.fromkeys(bench.NETS, STEPS) | bench.LARGE).items():
+        assert set(kept['cases'][case]) == set(makers), f'{case}: run `make bench` again'
     assert set(kept['growth']) == set(bench.SWEEPS)
     for row in kept['cases'].values():
         for o in row.values(): assert 0 < o['quartiles'][0] <= o['median'] <= o['quartiles'][1]

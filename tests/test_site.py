@@ -75,7 +75,12 @@ def visit(browser):
     wrong = [w for v in made for w in v.wrong]
     assert not wrong, '\n'.join(wrong)
 
-@pytest.fixture(scope='module', params=[(o, w) for o in STEMS for w in SIZES], ids=lambda o: f'{o[0]}-{o[1]}')
+def at(*widths):
+    "Each page at these widths. All tests of one are for one worker, so that it is opened once."
+    def one(o, w): return pytest.param((o, w), marks=pytest.mark.xdist_group(f'{o}-{w}'), id=f'{o}-{w}')
+    return [one(o, w) for o in STEMS for w in widths]
+
+@pytest.fixture(scope='module', params=at(*SIZES))
 def page(request, browser):
     "A page in a tab, at one size, for all the tests that only look."
     stem, width = request.param
@@ -180,7 +185,7 @@ def test_page_is_accessible(page):
     "Contrast, words for pictures, names of controls, the keyboard and more."
     assert not (found := axe(page.tab)), found
 
-@pytest.mark.parametrize('page', [(o, 1300) for o in STEMS], indirect=True, ids=lambda o: o[0])
+@pytest.mark.parametrize('page', at(1300), indirect=True)
 def test_page_is_legible_in_the_dark(page):
     page.tab.emulate_media(color_scheme='dark')
     for _ in range(50): # a long page on a busy machine takes its time

@@ -38,6 +38,7 @@ REST = 0.1 # seconds
 NETS = {'784-50-10, batch of 64': (SMALL, 64), '784-50-10, batch of 512': (SMALL, 512),
         'deeper, 784-50-50-50-50-10, batch of 64': ((784, 50, 50, 50, 50, 10), 64),
         'wider, 784-500-10, batch of 64': ((784, 500, 10), 64)}
+LARGE = {'the convolutional network of room 13, batch of 64': CNN, 'the GPT of room 18, 12 windows of 64': GPT}
 SWEEPS = {'batch': [(SMALL, n) for n in (16, 64, 256, 1024, 4096)],
           'width': [((784, h, 10), 64) for h in (16, 64, 256, 1024, 2048)],
           'depth': [((784, *[50]*d, 10), 64) for d in (1, 2, 4, 8, 16)]}
@@ -258,8 +259,8 @@ def main(
     text,vocab = get_text()
     block = gpt.shape['block']
     cases = {k: (of(sizes), *batch(data, n)) for k,(sizes,n) in NETS.items()}
-    cases |= {'the convolutional network of room 13, batch of 64': (CNN, *batch(data, 64)),
-              'the GPT of room 18, 12 windows of 64': (GPT, *windows(encode(text, vocab)[:12*block + 1], block, block))}
+    tokens = encode(text, vocab)[:12*block + 1]
+    cases |= {k: (LARGE[k], *o) for k,o in zip(LARGE, (batch(data, 64), windows(tokens, block, block)))}
     found = {}
     for name,(makers,x,y) in cases.items():
         if only in name:
