@@ -263,7 +263,7 @@ def fewer_copies(
             _instead(n, aten.transpose.int, flat, 1, 2)
     return gm
 
-# %% ../nbs/tools/compiled.ipynb #1a7e5002
+# %% ../nbs/tools/compiled.ipynb #1a7e5005
 def _matches(o, pattern, found):
     "Has a node the form of `pattern`: an operation and its arguments, or a name for what stands there?"
     if isinstance(pattern, str): return found.setdefault(pattern, o) is o or found[pattern] == o
@@ -273,6 +273,7 @@ def _matches(o, pattern, found):
 
 def _found(n, pattern, **known): return known if _matches(n, pattern, known) else None # what the names stand for
 
+# %% ../nbs/tools/compiled.ipynb #1a7e5007
 _phi = aten.mul.Scalar, (aten.add.Scalar, (aten.erf.default, (aten.mul.Scalar, 'x', .5**.5)), 1), .5
 _density = aten.div.Tensor, (aten.exp.default, (aten.div.Tensor, (aten.neg.default, (
     aten.pow.Tensor_Scalar, 'x', 2)), 2)), (2*math.pi)**.5
@@ -281,16 +282,7 @@ _softmax_grad = aten.mul.Tensor, 'p', (aten.sub.Tensor, 'g', (
     aten.sum.dim_IntList, (aten.mul.Tensor, 'g', 'p'), [-1], True))
 _gelu_grad = aten.mul.Tensor, 'g', (aten.add.Tensor, _phi, (aten.mul.Tensor, 'x', _density))
 
-def _mean_of(t): return aten.div.Tensor, (aten.sum.dim_IntList, t, 'axes', True), 'width'
-_centered = aten.sub.Tensor, 'x', (aten.mean.dim, 'x', [-1], True)
-_std = aten.sqrt.default, (aten.add.Tensor, (aten.mean.dim, (aten.pow.Tensor_Scalar, _centered, 2), [-1], True), 'eps')
-_xhat = aten.div.Tensor, _centered, _std
-_norm = aten.mul.Tensor, _xhat, 'w'
-_gw = aten.mul.Tensor, 'g', 'w'
-_norm_grad = aten.div.Tensor, (aten.sub.Tensor, (aten.sub.Tensor, _gw, _mean_of(_gw)), (
-    aten.mul.Tensor, _xhat, _mean_of((aten.mul.Tensor, _gw, _xhat)))), _std
-_weight_grad = aten.view.default, (aten.sum.dim_IntList, (aten.mul.Tensor, 'g', _xhat), 'rows', True), 'shape'
-
+# %% ../nbs/tools/compiled.ipynb #1a7e5009
 _columns = aten.im2col.default, 'x', 'size', 'dilation', 'padding', 'stride'
 _flat_w,_flat_g = (aten.view.default, 'w', 'flat'),(aten.view.default, 'g', 'rows')
 _conv = aten.view.default, (aten.bmm.default, (aten.expand.default, _flat_w, 'each'), _columns), 'shape'
@@ -319,6 +311,17 @@ def _convolution_call(n, o):
                         [False, True, False])
         _instead(n, getitem, grads, 1)
 
+# %% ../nbs/tools/compiled.ipynb #1a7e500b
+def _mean_of(t): return aten.div.Tensor, (aten.sum.dim_IntList, t, 'axes', True), 'width'
+_centered = aten.sub.Tensor, 'x', (aten.mean.dim, 'x', [-1], True)
+_std = aten.sqrt.default, (aten.add.Tensor, (aten.mean.dim, (aten.pow.Tensor_Scalar, _centered, 2), [-1], True), 'eps')
+_xhat = aten.div.Tensor, _centered, _std
+_norm = aten.mul.Tensor, _xhat, 'w'
+_gw = aten.mul.Tensor, 'g', 'w'
+_norm_grad = aten.div.Tensor, (aten.sub.Tensor, (aten.sub.Tensor, _gw, _mean_of(_gw)), (
+    aten.mul.Tensor, _xhat, _mean_of((aten.mul.Tensor, _gw, _xhat)))), _std
+_weight_grad = aten.view.default, (aten.sum.dim_IntList, (aten.mul.Tensor, 'g', _xhat), 'rows', True), 'shape'
+
 def _norm_call(n, o):
     "The norm of the rows of `x` before node `n`, with their means and standard deviations, if it is one."
     x,w = o['x'],o['w']
@@ -338,6 +341,7 @@ def _norm_grad_call(n, o, nodes):
                     [True, True, False])
     for i,k in enumerate((n, *weight_grads)): k.replace_all_uses_with(_before(first, _val(k), getitem, grads, i))
 
+# %% ../nbs/tools/compiled.ipynb #1a7e5002
 def layers_at_once(
     gm: GraphModule, # A recorded step
 ) -> GraphModule: # The same step
@@ -697,7 +701,7 @@ def _inductor(gm, state):
     def number(v): return torch.tensor(float(v), dtype=torch.float64) # a float would be compiled into the step
     return lambda xb, yb, *numbers: step(*tensors, xb, yb, *map(number, numbers))[0].item()
 
-BACKENDS = dict(replay=(PASSES, _replay), inductor=(PASSES[:4], _inductor)) # inductor has passes of its own
+BACKENDS = dict(replay=(PASSES, _replay), inductor=(PASSES[:4], _inductor)) # instead of the others inductor has its own
 
 def _double(model, opt, *batch):
     "Copies in float64."
