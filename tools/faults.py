@@ -374,7 +374,9 @@ def sample(layer, seed=0, **kw):
 def faults(layer):
     "Every fault of `layer`."
     t,_,g,parts = sample(layer)
-    moved = layer.backward(g, *(o*1.5 + .1 if o.is_floating_point() else o for o in t.values()))
+    # A layer's own parameters are the same at every call.
+    moved = layer.backward(g, *(o*1.5 + .1 if o.is_floating_point() and k not in layer.params else o
+                                for k,o in t.items()))
     for k,ps in parts.items():
         G = total(ps)
         # Of one number nobody can tell: whatever it is, it is a multiple of the right one.

@@ -366,9 +366,11 @@ class Adapter(ABC):
         return {k: t.clone() for k,t in self.tensors.items()}
 
     def others(self):
-        "Inputs for another call: the same numbers in a different order."
-        return {k: self.tensors[k].flatten().roll(max(1, self.tensors[k].numel()//3)).view_as(self.tensors[k])
-                for k in self.inputs}
+        "Inputs for another call: the same numbers in a different order, or smaller ones where that changes nothing."
+        def other(t):
+            turned = t.flatten().roll(max(1, t.numel()//3)).view_as(t)
+            return .75*t if t.is_floating_point() and torch.equal(turned, t) else turned
+        return {k: other(self.tensors[k]) for k in self.inputs}
 
     def hand(self, t):
         "The tensor `t` in the form that the layer needs. An array shares its memory, so that writes are visible."

@@ -327,22 +327,23 @@ def _misfit(got, t):
     if not t.numel(): return 'empty'
     if not got.isfinite().all(): return 'not finite'
 
-def _budgets(p, hand):
-    "Name -> the largest absolute error that a right gradient may have in the dtype of the layer."
-    def measured(names, grads_of):
-        def f(*ts):
-            grads = grads_of(p.ts | dict(zip(names, ts)))
-            bad = {k: _misfit(grads.get(k), p.ts[k]) for k in names}
-            return [torch.zeros(()) if bad[k] not in (None, 'not finite') else grads[k].double() for k in names]
-        if not names: return {}
-        try: found = dict(zip(names, grad_budgets(f, [p.ts[k] for k in names], p.s.inner or p.s.dtype)))
-        except Exception: return {} # it cannot be run this way, and has no measured budget
-        return {k: b for k,b in found.items() if math.isfinite(b)} # a probe that is not finite says nothing
+def _measured(p, names, grads_of):
+    "Name -> how far rounding in the dtype of the layer moves the gradients that `grads_of` makes of the tensors."
+    def f(*ts):
+        grads = grads_of(p.ts | dict(zip(names, ts)))
+        bad = {k: _misfit(grads.get(k), p.ts[k]) for k in names}
+        return [torch.zeros(()) if bad[k] not in (None, 'not finite') else grads[k].double() for k in names]
+    if not names: return {}
+    try: found = dict(zip(names, grad_budgets(f, [p.ts[k] for k in names], p.s.inner or p.s.dtype)))
+    except Exception: return {} # it cannot be run this way, and has no measured budget
+    return {k: b for k,b in found.items() if math.isfinite(b)} # a probe that is not finite says nothing
+
+def _budgets(p, hand, theirs):
+    "Name -> the largest absolute error that a right gradient may have; `theirs`: how far rounding moves autograd's."
     def by_hand(ts):
         s = copy.copy(p.s)
         s.dtype,s.tensors = torch.float64,ts
         return p.by_hand(s, alone=True).grads
-    theirs = measured([k for k,w in p.want.items() if w is not None], lambda ts: p.s.exact(ts, p.upstream))
     try: again = by_hand(p.ts)
     except Exception: again = {}
     finer = unit_roundoff(torch.float64)/unit_roundoff(p.s.dtype)
@@ -350,7 +351,7 @@ def _budgets(p, hand):
         if _misfit(hand.grads.get(k), p.s.tensors[k]) or _misfit(again.get(k), p.ts[k]): return False
         if not ((again[k] - hand.grads[k]).abs() <= 30*theirs[k]).all(): return False
         return p.s.inner or ((again[k] - p.want[k]).abs() <= 1000*theirs[k]*finer).all() # in float64 it is exact
-    ours = {k: min(b, 1000*theirs[k]) for k,b in measured([k for k in theirs if steady(k)], by_hand).items()}
+    ours = {k: min(b, 1000*theirs[k]) for k,b in _measured(p, [k for k in theirs if steady(k)], by_hand).items()}
     ts = [t for t in (*p.ts.values(), *p.upstream) if t is not None and t.numel()]
     length,size = max((n for t in ts for n in t.shape), default=1),max((_largest(_finite(t)) for t in ts), default=1.)
     blind = 16*error_budget(p.s.inner or p.s.dtype, length)*size**2
@@ -384,6 +385,11 @@ class _Exam:
         "The unit roundoff of the dtype in which the layer computes."
         return unit_roundoff(self.s.inner or self.s.dtype)
 
+    @property
+    def finer(self):
+        "That of the references, which are in float64 whatever the dtype; of float32, where they may be no better."
+        return min(self.u, unit_roundoff(torch.float32))
+
     def run(self):
         "The layer's own backward passes; they may raise anything."
         self.hand = self.first.by_hand()
@@ -392,9 +398,22 @@ class _Exam:
         return self
 
     @cached_property
+    def moved(self):
+        "Name -> how far rounding moves the gradients of autograd."
+        p = self.first
+        return _measured(p, [k for k,w in p.want.items() if w is not None], lambda ts: p.s.exact(ts, p.upstream))
+
+    @cached_property
     def budgets(self):
         "Name -> the largest absolute error that a right gradient may have in the dtype of the layer."
-        return _budgets(self.first, self.hand)
+        return _budgets(self.first, self.hand, self.moved)
+
+    def tolerances(self, name, size):
+        "What a right gradient may be off, as shares of `size`: a few roundings first, then what takes time to measure."
+        short = self.u > self.finer # such dtypes accumulate sums in float32
+        yield max((2 if short else 16)*self.u, self.how.rtol)
+        yield min(_COARSE, self.moved.get(name, 0.)/size)
+        yield min(_COARSE, self.budgets[name]/size)
 
     @cached_property
     def known(self):
@@ -403,10 +422,9 @@ class _Exam:
 
     @cached_property
     def blind(self):
-        "Names of those whose gradients it does not have, if they are too many, or too slow, to compare each entry."
+        "Names of those whose gradients it does not have."
         ts,grads = self.s.tensors,(self.hand.grads, self.again.grads)
-        found = [k for k in ts if k not in self.known and not any(_misfit(o.get(k), ts[k]) for o in grads)]
-        return found if self.how.rtol or sum(ts[k].numel() for k in found) > _COMPLETE else [] # solvers are slow
+        return [k for k in ts if k not in self.known and not any(_misfit(o.get(k), ts[k]) for o in grads)]
 
     @cached_property
     def glance(self):
@@ -417,42 +435,48 @@ class _Exam:
         found,g = [],torch.Generator().manual_seed(self.how.seed)
         def direction(t): return _random(t, g)*(_largest(_finite(t)) or 1.)
         rtol = self.how.rtol # where it is stated, more directions are tried
+        u,near = (self.u, max(rtol, _PRECISE)/10) if self.blind else (self.finer, 1e-4)
         for p,hand in ((self.first, self.hand), (self.second, self.again))*(2 if rtol else 1):
             v = {k: p.shaped(k, direction(p.ts[k])) for k in (*self.known, *self.blind)}
             grads = {k: p.want[k] if k in self.known else hand.grads[k].double() for k in v}
             def f(h): return p.loss(p.ts | {k: p.ts[k] + h*v[k] for k in v})
             size = {k: (v[k].norm()*_largest(grads[k])).item() for k in v}
             at,along = torch.zeros((), dtype=torch.float64),torch.ones((), dtype=torch.float64)
-            left,allowed = sum((v[k]*grads[k]).sum().item() for k in v),(160*self.u + rtol)*sum(size.values())
+            left,allowed = sum((v[k]*grads[k]).sum().item() for k in v),(160*u + rtol)*sum(size.values())
             value = None
             if p is self.second and not self.blind:
                 try: value = torch.func.jvp(f, (at,), (along,))[1].item()
                 except Exception: pass # not every operation can be differentiated in forward mode
             if value is None or not abs(left - value) <= allowed:
-                sl = slope(lambda h: f(h).detach(), at, along, noise=p.noise, rtol=rtol/10 if self.blind else 1e-4)
+                sl = slope(lambda h: f(h).detach(), at, along, noise=p.noise, rtol=near)
                 value,allowed = math.nan if sl.kink else sl.value,allowed + sl.error
             if not abs(left - value) <= allowed: return None
             found.append((abs(left - value), allowed, size))
         return found
 
     def at_a_glance(self, row):
-        "Is it what autograd has, to a few roundings in every entry and in both passes, and is that confirmed?"
+        """Is it what autograd has, in every entry and in both passes, and is that confirmed?
+
+        To a few roundings, or else to what rounding does to it, which takes longer to measure."""
         name,pairs,blind = row.name,[],row.name in self.blind
         for p,hand in ((self.first, self.hand), (self.second, self.again)):
             got = hand.grads.get(name)
             want = got if blind else p.want[name]
             if _misfit(got, self.s.tensors[name]) or not _is_finite(want): return False
             size,above = _largest(want),max(map(_largest, (o for o in p.upstream if o is not None)), default=0.)
-            if size <= self.u**.5*above: return False # it may be nothing but rounding
-            pairs.append((_largest(got.double() - want)/size, max(16*self.u, self.how.rtol)))
+            if size <= (self.u if blind else self.finer)**.5*above: return False # it may be nothing but rounding
+            pairs.append((_largest(got.double() - want)/size, size))
         trusted = self.trusted and not blind
-        if any(err > tol for err,tol in pairs) or not trusted and self.glance is None: return False
+        if max(pairs)[0] > max(_COARSE, self.how.rtol) or not trusted and self.glance is None: return False
+        pairs = [(err, next((o for o in self.tolerances(name, size) if err <= o), None)) for err,size in pairs]
+        if any(tol is None for _,tol in pairs): return False
         row.autograd = None if blind else pairs[0]
         row.scale = _largest((self.hand.grads if blind else self.first.want)[name])
         if trusted: return True
         for kind,(err,tol,sizes),(off,_) in zip(('difference', 'adjoint'), self.glance, pairs):
             setattr(row, kind, (err/sizes[name] + off, tol/sizes[name] + pairs[0][1]))
-        return max(row.difference[1], row.adjoint[1]) < (max(_FINE, 10*self.how.rtol) if blind else _COARSE/10)
+        share = max(tol/sizes[name] for _,tol,sizes in self.glance)
+        return share + pairs[0][1] < max(_FINE, 10*self.how.rtol) if blind else share < _COARSE/10
 
     def judge(self, row):
         "Fill in the comparisons of `row`, and return the right gradient, if it is known."
@@ -528,10 +552,11 @@ def _facts(exam, row, want):
         text = 'is overwritten where it should be added to: what other uses of the tensor had left in `.g` is lost'
         return found('use lost', text, got)
     if wrong and not s.starts and got.any() and torch.equal(got, exam.again.grads[name]):
-        before = p.earlier(name, exam.hand)
+        before = exam.hand.earlier.get(name) # for other inputs
         if before is None or not torch.equal(got, before):
             return found('unknown', 'is the same for every upstream gradient: the gradient of the output is not used')
-        return found('stale', 'is the same at every call, whatever the input and the upstream gradient')
+        return found('stale', 'is the same at every call, whatever the input and the upstream gradient: it is kept '
+                     'from an earlier one, or depends on neither')
     eps = torch.finfo(s.dtype).eps
     if wrong and not s.inner and got.numel() > 1 and got.abs().max() > .1*row.scale:
         for d in (o for o in (torch.bfloat16, torch.float16, torch.float32) if torch.finfo(o).eps > eps):

@@ -521,3 +521,75 @@ def test_a_fault_with_float32_inside_has_its_name(forward, tanh, shape):
     assert look((forward, backward(1)), x).ok
     report = look((forward, backward(2)), x)
     assert not report.ok and report.first.diagnosis.cause == 'scaled'
+
+
+# No more evidence than is needed
+
+def forwards(name, dtype, kind='pair', fault=None):
+    "How often a check calls the forward of a layer of the catalogue, and its report."
+    layer,calls = faults.layers[name],[]
+    def counted(*ts): calls.append(1); return layer.forward(*ts)
+    t = faults.Case(layer, None, 0).tensors(0, dtype=dtype, low=3)
+    made,inputs = faults.kinds[kind](layer._replace(forward=counted), t, faults.hand(layer, fault))
+    report = look(made, *inputs, dtype=dtype)
+    return len(calls), report
+
+@pytest.mark.parametrize('dtype', [f64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('name', ['lin', 'relu', 'softmax', 'layer norm', 'batch norm'])
+def test_a_right_layer_needs_no_difference_for_each_entry(name, dtype):
+    calls,report = forwards(name, dtype)
+    assert report.ok and calls < 100, report
+
+def test_nor_does_one_with_small_gradients():
+    calls = []
+    def forward(x): calls.append(1); return x/32
+    assert look((forward, lambda g, x: g/32), rand(4, 6).bfloat16(), dtype=torch.bfloat16).ok and len(calls) < 100
+
+@pytest.mark.parametrize('dtype', [f64, torch.float32, torch.float16], ids=str)
+def test_nor_does_one_that_is_off_by_many_roundings(dtype):
+    calls,report = forwards('attention', dtype)
+    assert report.ok and calls < 200, report
+
+@pytest.mark.parametrize('name', ['lin', 'softmax', 'layer norm'])
+def test_nor_does_one_of_arrays(name):
+    calls,report = forwards(name, f64, 'closures')
+    assert report.ok and calls < 250, report
+
+@pytest.mark.parametrize('dtype, roundings', [(torch.bfloat16, 4), (torch.float16, 4), (torch.float32, 40)], ids=str)
+@pytest.mark.parametrize('how', ['all', 'entry'])
+@pytest.mark.parametrize('name, more', [('lin', 2), ('relu', 1), ('softmax', 4), ('layer norm', 4)])
+def test_a_small_fault_in_a_short_dtype_is_seen(name, more, how, dtype, roundings):
+    assert doctor_trials.seen(faults.layers[name], how, more*roundings*torch.finfo(dtype).eps/2, 0, dtype)
+    assert not doctor_trials.seen(faults.layers[name], how, 0., 0, dtype)
+
+def test_a_small_fault_in_arrays_is_seen():
+    class Scale(closures.Layer):
+        def __init__(self, factor): super().__init__(); self.factor = factor
+        def forward(self, X): return 3*X, lambda D: 3*self.factor*D
+    x = rand(4, 5).numpy()
+    assert look(Scale(1.), x).ok and not look(Scale(1 + 1e-8), x).ok
+
+
+# What the upstream gradient or the inputs do not change
+
+@pytest.mark.parametrize('name, tensor', [('layer norm', 'bias'), ('cross_entropy', 'logits'), ('lin', 'x')])
+def test_a_gradient_that_is_the_first_one_for_ever_is_stale(name, tensor):
+    wanted = tensor,'the first one for ever'
+    case = next(c for c in faults.catalogue([name]) if (c.fault.tensor, c.fault.label) == wanted)
+    for seed in range(3):
+        b = case.build(seed)
+        row = look(b.layer, *b.inputs, seed=seed, wrt=b.wrt).first
+        assert row.diagnosis.cause == 'stale' and 'depends on neither' in row.diagnosis.text
+
+def test_a_factor_of_the_first_call_is_found_where_it_is_one_number():
+    class Times:
+        def __init__(self, keeps): self.kept,self.keeps = None,keeps
+        def forward(self, x, a):
+            self.x,self.a = x,a
+            if self.kept is None: self.kept = a
+            return x*a
+        def backward(self, g): return g*(self.kept if self.keeps else self.a), (g*self.x).sum()
+    x,a = rand(4, 5),torch.tensor(1.5, dtype=f64)
+    assert look(Times(False), x, a).ok
+    report = look(Times(True), x, a)
+    assert not report.ok and report.first.diagnosis.cause == 'stale', report
