@@ -455,33 +455,38 @@ class _Exam:
         return found
 
     def at_a_glance(self, row):
-        """Is it what autograd has, in every entry and in both passes, and is that confirmed?
+        """Is it what autograd has, in every entry and in both passes? None if that is not confirmed.
 
         To a few roundings, or else to what rounding does to it, which takes longer to measure."""
         name,pairs,blind = row.name,[],row.name in self.blind
         for p,hand in ((self.first, self.hand), (self.second, self.again)):
             got = hand.grads.get(name)
             want = got if blind else p.want[name]
-            if _misfit(got, self.s.tensors[name]) or not _is_finite(want): return False
+            if _misfit(got, self.s.tensors[name]) or not _is_finite(want): return
             size,above = _largest(want),max(map(_largest, (o for o in p.upstream if o is not None)), default=0.)
-            if size <= (self.u if blind else self.finer)**.5*above: return False # it may be nothing but rounding
+            if size <= (self.u if blind else self.finer)**.5*above: return # it may be nothing but rounding
             pairs.append((_largest(got.double() - want)/size, size))
         trusted = self.trusted and not blind
-        if max(pairs)[0] > max(_COARSE, self.how.rtol) or not trusted and self.glance is None: return False
-        pairs = [(err, next((o for o in self.tolerances(name, size) if err <= o), None)) for err,size in pairs]
-        if any(tol is None for _,tol in pairs): return False
+        if not trusted and self.glance is None: return
+        (worst,scale),most = max(pairs),max(_COARSE, self.how.rtol)
+        pairs = [(err, next((o for o in self.tolerances(name, size) if err <= o), None)) for err,size in pairs
+                 if worst <= most]
+        if not pairs or any(tol is None for _,tol in pairs):
+            row.autograd = worst, min(most, self.budgets[name]/scale) if pairs else most
+            return False
         row.autograd = None if blind else pairs[0]
         row.scale = _largest((self.hand.grads if blind else self.first.want)[name])
         if trusted: return True
         for kind,(err,tol,sizes),(off,_) in zip(('difference', 'adjoint'), self.glance, pairs):
             setattr(row, kind, (err/sizes[name] + off, tol/sizes[name] + pairs[0][1]))
         share = max(tol/sizes[name] for _,tol,sizes in self.glance)
-        return share + pairs[0][1] < max(_FINE, 10*self.how.rtol) if blind else share < _COARSE/10
+        return share + pairs[0][1] < max(_FINE, 10*self.how.rtol) if blind else share < _COARSE/10 or None
 
-    def judge(self, row):
-        "Fill in the comparisons of `row`, and return the right gradient, if it is known."
-        if not self.how.thorough and self.at_a_glance(row):
-            row.verdict = 'right'
+    def judge(self, row, brief=False):
+        "Fill in the comparisons of `row`, and return the right gradient, if it is known; `brief`: only the verdict."
+        right = None if self.how.thorough else self.at_a_glance(row)
+        if right or brief and right is not None and row.name not in self.blind:
+            row.verdict = 'right' if right else 'wrong'
             return self.first.want[row.name]
         row.autograd = row.difference = row.adjoint = None
         budget = max(self.budgets[row.name], self.how.rtol*_largest(self.hand.grads[row.name]))
@@ -729,7 +734,7 @@ def _row(exam, name, wrt, overwritten, explain):
     t,got,want = exam.s.tensors[name],exam.hand.grads.get(name),exam.first.want[name]
     row = Row(name, t.shape, _misfit(got, t))
     if row.verdict is None and exam.how.surrogate: row.verdict = 'as declared'
-    if row.verdict is None: want = exam.judge(row)
+    if row.verdict is None: want = exam.judge(row, brief=not explain)
     if row.verdict == 'absent' and want is None and exam.first.ignores(name): row.verdict = 'not used'
     scalar = all(u is None or not u.ndim for u in exam.first.upstream)
     if row.verdict == 'absent' and wrt is None and scalar and name in exam.s.inputs[1:]:
@@ -787,14 +792,15 @@ def _rows(exam, bar, explain=True):
 
 def _all_ok(rows): return all(o.ok for o in rows)
 
-def _settled(exam, report, bar):
+def _settled(exam, report, bar, explain):
     "The rows; where something is wrong, once more with what the forward suggests: float32 inside, a state that moves."
     s = exam.s
     if exam.glance is None and not s.inner and (inner := _inner(s)): # then entry by entry would take long
         s.inner,other = inner,_Exam(s, exam.how, exam.like).run()
         if other.glance is None: s.inner = None
         else: exam,report.inner = other,inner
-    rows = _rows(exam, bar)
+    rows = _rows(exam, bar, explain)
+    if not explain: return rows, exam
     if not _all_ok(rows) and isinstance(s, ObjectAdapter) and exam.first.moves():
         settled,bar.total = s.settle(),bar.total + len(rows)
         other = _Exam(s, exam.how, exam.like, alone=not settled).run()
@@ -831,7 +837,7 @@ def _examine(s, how, bar):
                             "torch's global ones, or a state that moves; nothing was tested")
         report.rows = [Row(k, t.shape, 'not tested') for k,t in s.tensors.items()]
         return report
-    report.rows,exam = _settled(exam, report, bar)
+    report.rows,exam = _settled(exam, report, bar, explain=not blamed or isinstance(s, TorchAdapter))
     if _UPSTREAM in exam.hand.changed:
         report.notes.append(f'{_UPSTREAM} was written to: a backward pass leaves it unchanged')
     if blamed and isinstance(s, TorchAdapter): blamed = _excused(report)

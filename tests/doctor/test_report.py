@@ -13,7 +13,7 @@ from fb_pass.doctor.tracing import first_non_finite, trace
 from fb_pass.doctor import report as doctor
 from fb_pass.doctor.report import GradientError, check_layer
 from fb_pass.forward import lin, relu
-from fb_pass.modules import Lin, Model, Module
+from fb_pass.modules import Lin, Model, Module, Mse, Relu
 from fb_pass.training import CrossEntropy
 from torch import nn
 
@@ -568,6 +568,24 @@ def test_a_small_fault_in_arrays_is_seen():
         def forward(self, X): return 3*X, lambda D: 3*self.factor*D
     x = rand(4, 5).numpy()
     assert look(Scale(1.), x).ok and not look(Scale(1 + 1e-8), x).ok
+
+def test_a_whole_with_a_wrong_part_needs_no_difference_for_each_entry():
+    calls = []
+    class Counted(Lin):
+        def forward(self, inp): calls.append(1); return super().forward(inp)
+    def network(middle):
+        return Model.from_layers([Lin(rand(4, 3), rand(3)), middle(), Counted(rand(3, 1), rand(1))], Mse())
+    class Wrong(Relu):
+        def bwd(self, out, inp): add_grad(inp, -out.g*(inp > 0))
+    x,y = rand(5, 4),rand(5)
+    right = look(network(Relu), x, y)
+    assert right.ok
+    once = len(calls)
+    report = look(network(Wrong), x, y)
+    assert [o.ok and o.verdict == 'right' for o in report.rows] == [False, True, False, False, True, True]
+    assert {o.verdict for o in report.rows} == {'right', 'wrong from upstream'}
+    assert report.rows[0].autograd[0] > report.rows[0].autograd[1] and report.first.diagnosis.cause == 'scaled'
+    assert len(calls) < 2*once + 10 < 200, 'each entry of the 20 of x alone would take some ten forward passes'
 
 
 # What the upstream gradient or the inputs do not change
