@@ -510,12 +510,14 @@ class Adapter(ABC):
         return ()
 
 # %% ../../nbs/doctor/adapters.ipynb #165e476a
-def _copied(layer, memo):
-    "A deep copy of `layer`; functions in its attributes hold on to the copies as they did to what was copied."
+def _functions(layer): return [f for f in find_inside(FunctionType, layer).values() if f.__closure__ or f.__defaults__]
+
+def _copied(layer, memo, functions=None):
+    "A deep copy of `layer`; its `functions`, in attributes, hold on to the copies as they did to what was copied."
     def now(o):
         if isinstance(o, MethodType): return MethodType(o.__func__, memo.get(id(o.__self__), o.__self__))
         return memo.get(id(o), o)
-    functions = [f for f in find_inside(FunctionType, layer).values() if f.__closure__ or f.__defaults__]
+    functions = _functions(layer) if functions is None else functions
     for f in functions:
         cells = tuple(CellType() for _ in f.__closure__ or ())
         memo[id(f)] = FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, cells)
@@ -543,6 +545,7 @@ def _holds(f): return f.__closure__ or f.__defaults__ or f.__kwdefaults__ # if n
 class ObjectAdapter(Adapter):
     "A layer that is an object with parameters."
     work = None # a copy that is called again and again, and the places of its tensors; False where that is not possible
+    functions = None # in the attributes of the layer
 
     def own(self, layer):
         "A copy with the same tensors that remembers no call; the caller's layer is not changed."
@@ -555,7 +558,9 @@ class ObjectAdapter(Adapter):
 
     def tidy(self, layer): "Make a copy of a layer forget earlier calls."
 
-    def fresh(self, ts): return _copied(self.layer, {id(o): self.ours(o, ts) for o in self.held.values()})
+    def fresh(self, ts):
+        if self.functions is None: self.functions = _functions(self.layer)
+        return _copied(self.layer, {id(o): self.ours(o, ts) for o in self.held.values()}, self.functions)
 
     def settle(self):
         "Call the layer a thousand times, so that a state that each call changes comes to rest; False if it does not."
@@ -566,7 +571,7 @@ class ObjectAdapter(Adapter):
             for _ in range(1000): before = called()
             moves = ((a - b).abs().max() > 1e-14*b.abs().max() for a,b in zip(before, called()) if b.numel())
             if any(moves): return False
-        self.layer,self.held,self.work = layer,find_inside(_ARRAYS, layer),None
+        self.layer,self.held,self.work,self.functions = layer,find_inside(_ARRAYS, layer),None,None
         self.name_of |= {id(t): k for k,t in ts.items() if k not in self.inputs}
         return True
 
