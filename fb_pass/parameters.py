@@ -74,7 +74,8 @@ class found:
 
 # %% ../nbs/tools/parameters.ipynb #d51d02b8
 _numbers = count(1) # of calls and of backward passes
-_not_held = {'args', 'out', 'params', '_called'} # attributes that a call sets, and what may be found through the others
+_noted = {'_results', '_left', '_given', '_call', '_called', '_back', '_rule'} # about calls, with nothing to be found
+_not_held = {'args', 'out', 'params'} # attributes that a call sets, and what may be found through the others
 # in the local `backward_pass`: `.gone`, what the one that is on has gone through, and `.first`
 
 def _is_whole(t): return not (t.is_floating_point() or t.is_complex())
@@ -90,7 +91,7 @@ class Parts:
     _back = 0 # number of the call that was gone back through last
     buffers = () # names of attributes whose tensors are kept from call to call and saved, but not trained
 
-    def _attributes(self): return vars(self) | _slots(self)
+    def _attributes(self): return {k: o for k,o in vars(self).items() if k not in _noted} | _slots(self)
 
     def _held(self):
         "Tensors and objects of this kind by name, such as 'w' or 'layers.0': in attributes, or given as children."
@@ -218,6 +219,7 @@ class Parts:
 
     def _check_hidden(self, hidden):
         "ValueError if one of these, as they were before the pass, has got a gradient in it."
+        if not hidden: return
         known = {id(t) for o in (self, *self._below) for t in (*o._tensors().values(), *o.params)}
         for o,k,t,g in hidden:
             if getattr(t, 'g', None) is not g and id(t) not in known:

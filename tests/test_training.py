@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 matplotlib.use('Agg')
+from fb_pass import parameters
 from fb_pass.checks import autograd_grad, check_grad
 from fb_pass.gradients import Rule, add_grad
 from fb_pass.datasets import get_data
@@ -932,3 +933,14 @@ def test_what_is_frozen_is_frozen_in_torch_and_back():
     back = from_torch(to_torch(net))
     assert [k for k,_ in back.named_params()] == ['layers.0.b', 'layers.2.w', 'layers.2.b']
     assert [k for k,_ in back.named_buffers()] == ['layers.0.w']
+
+def test_a_step_looks_through_the_attributes_no_more_than_it_has_to(monkeypatch):
+    "A readable step is mostly Python, and most of that was looking for tensors."
+    looked,walk = [],parameters._walk
+    def counted(*args): looked.append(1); return walk(*args)
+    model = mlp(4, 3, 2)
+    opt,x,y = SGD(model.params, .1),torch.randn(5, 4),torch.tensor([0, 1, 1, 0, 1])
+    train_step(model, opt, x, y) # the first one also looks where nothing should be
+    monkeypatch.setattr(parameters, '_walk', counted)
+    train_step(model, opt, x, y)
+    assert len(looked) < 80
