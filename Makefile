@@ -88,7 +88,7 @@ mutants: $(READY)  ## put faults into the backward functions, one at a time: who
 fuzz: $(READY)  ## feed damaged and malicious files to each reader (10 minutes, or MINUTES=...)
 	@$(BIN)/python tools/fuzz_files.py --minutes $(MINUTES)
 
-doctor: $(READY)  ## try check_layer: false alarms, each fault caught and named, other checks beside it, into results/ (hours; PART=4: one case of four; QUICK=1: minutes)
+doctor: $(READY)  ## try check_layer: false alarms, each fault caught and named, other checks beside it, into results/ (an hour; PART=4: one case of four; QUICK=1: minutes)
 	$(BIN)/python tools/doctor_trials.py --jobs $(JOBS) $(if $(PART),--part $(PART)) $(if $(QUICK),--quick)
 
 differential: $(READY)  ## random models, optimizers and schedules against torch (MODELS=5000 for more, SEED=7 for others)

@@ -297,7 +297,8 @@ def tables(part=12, jobs=1):
     "All trials, on one of `part` cases, the same ones every time."
     some = None if part == 1 else ['lin', 'relu', 'layer norm', 'softmax'][:max(2, 8//part)]
     found = diagnosis((0, 1) if part < 12 else (0,), jobs, part)
-    return dict(part=f'one of {part} cases of each trial', false_alarms=false_alarms(10_000//part, jobs),
+    of = 'all cases' if part == 1 else f'one of {part} cases'
+    return dict(part=f'{of} of each trial', false_alarms=false_alarms(10_000//part, jobs),
                 smallest=smallest_faults(some, jobs=jobs), diagnosis=summary(found),
                 models=whole_models(300//part, jobs), side_by_side=side_by_side((0,), jobs, part))
 
@@ -343,7 +344,7 @@ def shortcomings(res):
 
 @call_parse
 def main(
-    part:int=1, # Take one of so many cases: 1 for all, which takes hours; 4 for the better part of an hour
+    part:int=1, # Take one of so many cases: 1 for all, which takes an hour; 4 for a quarter of one
     quick:store_true=False, # One of 50 cases, in a few minutes, not kept
     jobs:int=max(1, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()), # Processes
     out:str=str(root/'results'/'doctor.json'), # Where to keep the results
@@ -354,7 +355,7 @@ def main(
     if not quick:
         versions = {k: version(k) for k in ('torch', 'fastcore', 'numpy')} | dict(python=platform.python_version())
         machine = f'{jobs} processes, {platform.machine()}'
-        kept = dict(command=f'make doctor PART={part}', versions=versions, machine=machine, **res)
+        kept = dict(command='make doctor' + f' PART={part}'*(part > 1), versions=versions, machine=machine, **res)
         Path(out).parent.mkdir(exist_ok=True)
         Path(out).write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
     short = [*shortcomings(res)]

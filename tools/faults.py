@@ -374,9 +374,8 @@ def sample(layer, seed=0, **kw):
 def faults(layer):
     "Every fault of `layer`."
     t,_,g,parts = sample(layer)
-    # A layer's own parameters are the same at every call.
-    moved = layer.backward(g, *(o*1.5 + .1 if o.is_floating_point() and k not in layer.params else o
-                                for k,o in t.items()))
+    own = *layer.params,*layer.fixed # which are the same at every call
+    moved = layer.backward(g, *(o*1.5 + .1 if o.is_floating_point() and k not in own else o for k,o in t.items()))
     for k,ps in parts.items():
         G = total(ps)
         # Of one number nobody can tell: whatever it is, it is a multiple of the right one.

@@ -620,3 +620,10 @@ def test_a_rounding_more_or_less_is_no_random_number():
         return forward, lambda g, x: 2*g
     assert look(jittery(2e-16), rand(4, 3)).ok
     assert 'another output for the same numbers' in look(jittery(1e-9), rand(4, 3)).notes[0]
+
+@pytest.mark.parametrize('name', ['batch norm', 'layer norm'])
+def test_what_a_norm_removes_is_no_input_that_is_not_used(name):
+    case = next(c for c in faults.catalogue([name]) if (c.fault.tensor, c.fault.cls) == ('x', 'absent'))
+    for seed in range(12):
+        b = case.build(seed)
+        assert not look(b.layer, *b.inputs, seed=seed, wrt=b.wrt).ok
