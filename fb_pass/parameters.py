@@ -74,7 +74,7 @@ class found:
 
 # %% ../nbs/tools/parameters.ipynb #d51d02b8
 _numbers = count(1) # of calls and of backward passes
-_noted = {'_results', '_left', '_given', '_call', '_called', '_back', '_rule'} # about calls, with nothing to be found
+_about_calls = {'_results', '_left', '_given', '_call', '_called', '_back', '_rule'} # nothing to be found
 _not_held = {'args', 'out', 'params'} # attributes that a call sets, and what may be found through the others
 # in the local `backward_pass`: `.gone`, what the one that is on has gone through, and `.first`
 
@@ -91,7 +91,7 @@ class Parts:
     _back = 0 # number of the call that was gone back through last
     buffers = () # names of attributes whose tensors are kept from call to call and saved, but not trained
 
-    def _attributes(self): return {k: o for k,o in vars(self).items() if k not in _noted} | _slots(self)
+    def _attributes(self): return {k: o for k,o in vars(self).items() if k not in _about_calls} | _slots(self)
 
     def _held(self):
         "Tensors and objects of this kind by name, such as 'w' or 'layers.0': in attributes, or given as children."

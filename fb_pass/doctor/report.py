@@ -390,7 +390,7 @@ class _Exam:
         return unit_roundoff(self.s.inner or self.s.dtype)
 
     @property
-    def finer(self):
+    def reference_u(self):
         "That of the references, which are in float64 whatever the dtype; of float32, where they may be no better."
         return min(self.u, unit_roundoff(torch.float32))
 
@@ -412,12 +412,13 @@ class _Exam:
         "Name -> the largest absolute error that a right gradient may have in the dtype of the layer."
         return _budgets(self.first, self.hand, self.moved)
 
-    def tolerances(self, name, size):
-        "What a right gradient may be off, as shares of `size`: a few roundings first, then what takes time to measure."
-        short = self.u > self.finer # such dtypes accumulate sums in float32
-        yield max((2 if short else 16)*self.u, self.how.rtol)
-        yield min(_COARSE, self.moved.get(name, 0.)/size)
-        yield min(_COARSE, self.budgets[name]/size)
+    def tolerance(self, name, err, size):
+        "What a right gradient may be off, as a share of `size`: a few roundings, or if `err` is more, as measured."
+        short = self.u > self.reference_u # such dtypes accumulate sums in float32
+        tol = max((2 if short else 16)*self.u, self.how.rtol)
+        for measured in ('moved', 'budgets'): # the second takes longer
+            if tol < err <= _COARSE: tol = max(tol, min(_COARSE, getattr(self, measured).get(name, 0.)/size))
+        return tol
 
     @cached_property
     def known(self):
@@ -439,7 +440,7 @@ class _Exam:
         found,g = [],torch.Generator().manual_seed(self.how.seed)
         def direction(t): return _random(t, g)*(_largest(_finite(t)) or 1.)
         rtol = self.how.rtol # where it is stated, more directions are tried
-        u,near = (self.u, max(rtol, _PRECISE)/10) if self.blind else (self.finer, 1e-4)
+        u,near = (self.u, max(rtol, _PRECISE)/10) if self.blind else (self.reference_u, 1e-4)
         for p,hand in ((self.first, self.hand), (self.second, self.again))*(2 if rtol else 1):
             v = {k: p.shaped(k, direction(p.ts[k])) for k in (*self.known, *self.blind)}
             grads = {k: p.want[k] if k in self.known else hand.grads[k].double() for k in v}
@@ -468,17 +469,14 @@ class _Exam:
             want = got if blind else p.want[name]
             if _misfit(got, self.s.tensors[name]) or not _is_finite(want): return
             size,above = _largest(want),max(map(_largest, (o for o in p.upstream if o is not None)), default=0.)
-            if size <= (self.u if blind else self.finer)**.5*above: return # it may be nothing but rounding
+            if size <= (self.u if blind else self.reference_u)**.5*above: return # it may be nothing but rounding
             pairs.append((_largest(got.double() - want)/size, size))
         trusted = self.trusted and not blind
         if not trusted and self.glance is None: return
-        (worst,scale),most = max(pairs),max(_COARSE, self.how.rtol)
-        pairs = [(err, next((o for o in self.tolerances(name, size) if err <= o), None)) for err,size in pairs
-                 if worst <= most]
-        if not pairs or any(tol is None for _,tol in pairs):
-            row.autograd = worst, min(most, self.budgets[name]/scale) if pairs else most
-            return False
-        row.autograd = None if blind else pairs[0]
+        pairs = [(err, self.tolerance(name, err, size)) for err,size in pairs]
+        wrong = [o for o in pairs if o[0] > o[1]]
+        row.autograd = None if blind else (wrong or pairs)[0]
+        if wrong: return False
         row.scale = _largest((self.hand.grads if blind else self.first.want)[name])
         if trusted: return True
         for kind,(err,tol,sizes),(off,_) in zip(('difference', 'adjoint'), self.glance, pairs):

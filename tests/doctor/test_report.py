@@ -585,7 +585,7 @@ def test_a_whole_with_a_wrong_part_needs_no_difference_for_each_entry():
     assert [o.ok and o.verdict == 'right' for o in report.rows] == [False, True, False, False, True, True]
     assert {o.verdict for o in report.rows} == {'right', 'wrong from upstream'}
     assert report.rows[0].autograd[0] > report.rows[0].autograd[1] and report.first.diagnosis.cause == 'scaled'
-    assert len(calls) < 2*once + 10 < 200, 'each entry of the 20 of x alone would take some ten forward passes'
+    assert len(calls) - once < 200, 'each of the 20 entries of x would take some ten forward passes'
 
 
 # What the upstream gradient or the inputs do not change
